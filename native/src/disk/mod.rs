@@ -1,0 +1,43 @@
+//! Everything the core does to files, in nine calls, so that a test can own the disk.
+//!
+//! Five belong to the disk (open, rename, remove, list, sync folder) and four to an open file (read, write, sync,
+//! allocate). Paths are relative to the disk's root, with `/` between folder and name.
+
+mod real;
+
+use std::io;
+use std::sync::Arc;
+
+pub use real::RealDisk;
+
+pub trait Disk: Send + Sync {
+    /// Open a file for reading and, where `mode` says so, for writing; folders on its way are created with it.
+    fn open(&self, path: &str, mode: Mode) -> io::Result<Arc<dyn File>>;
+    /// Give a file another name in the same folder, replacing what had it. Durable after `sync_folder`.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    fn remove(&self, path: &str) -> io::Result<()>;
+    /// The files of a folder with their sizes, by name; an absent folder is empty.
+    fn list(&self, folder: &str) -> io::Result<Vec<(String, u64)>>;
+    /// Make the folder's names durable: without it a new file's name can vanish in a crash.
+    fn sync_folder(&self, folder: &str) -> io::Result<()>;
+}
+
+pub trait File: Send + Sync {
+    /// Read into the buffer from a position; fewer bytes than asked only at the end of the file.
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize>;
+    /// Write all bytes at a position. Durable after `sync`.
+    fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Make everything written durable (`fdatasync`).
+    fn sync(&self) -> io::Result<()>;
+    /// Make the file at least this long, filled with zeros for which the disk has the space; durable when it returns.
+    fn allocate(&self, bytes: u64) -> io::Result<()>;
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Read,
+    /// Read and write; created where absent.
+    Write,
+    /// As `Write`, but an error where the file is there already.
+    Create,
+}

@@ -1,0 +1,115 @@
+//! The disk of the machine.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{Disk, File, Mode};
+
+/// Zeros are written and synced in pieces of this size, so that a decision's own sync never waits long behind them.
+const ALLOCATE_BYTES: usize = 1 << 20;
+
+pub struct RealDisk {
+    root: PathBuf,
+}
+
+impl RealDisk {
+    pub fn new(root: impl AsRef<Path>) -> RealDisk {
+        RealDisk { root: root.as_ref().to_path_buf() }
+    }
+}
+
+impl Disk for RealDisk {
+    fn open(&self, path: &str, mode: Mode) -> io::Result<Arc<dyn File>> {
+        let path = self.root.join(path);
+        if mode != Mode::Read
+            && let Some(folder) = path.parent()
+        {
+            fs::create_dir_all(folder)?;
+        }
+        let mut options = fs::OpenOptions::new();
+        options.read(true).write(mode != Mode::Read);
+        match mode {
+            Mode::Read => {}
+            Mode::Write => {
+                options.create(true);
+            }
+            Mode::Create => {
+                options.create_new(true);
+            }
+        }
+        Ok(Arc::new(RealFile(options.open(path)?)))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        fs::rename(self.root.join(from), self.root.join(to))
+    }
+
+    fn remove(&self, path: &str) -> io::Result<()> {
+        fs::remove_file(self.root.join(path))
+    }
+
+    fn list(&self, folder: &str) -> io::Result<Vec<(String, u64)>> {
+        let entries = match fs::read_dir(self.root.join(folder)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let mut files = Vec::new();
+        for entry in entries {
+            let entry = entry?;
+            let metadata = match entry.metadata() {
+                // Removed by its owner since the folder was read.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                metadata => metadata?,
+            };
+            if metadata.is_file() {
+                files.push((entry.file_name().to_string_lossy().into_owned(), metadata.len()));
+            }
+        }
+        files.sort();
+        Ok(files)
+    }
+
+    fn sync_folder(&self, folder: &str) -> io::Result<()> {
+        fs::File::open(self.root.join(folder))?.sync_all()
+    }
+}
+
+struct RealFile(fs::File);
+
+impl File for RealFile {
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match self.0.read_at(&mut buffer[filled..], offset + filled as u64) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(filled)
+    }
+
+    fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(bytes, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn allocate(&self, bytes: u64) -> io::Result<()> {
+        let mut offset = self.0.metadata()?.len();
+        let zeros = vec![0; ALLOCATE_BYTES];
+        while offset < bytes {
+            let count = (bytes - offset).min(ALLOCATE_BYTES as u64);
+            self.0.write_all_at(&zeros[..count as usize], offset)?;
+            self.0.sync_data()?;
+            offset += count;
+        }
+        self.0.sync_all()
+    }
+}

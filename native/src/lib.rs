@@ -1,0 +1,5 @@
+//! The native core of Penstock. Each file is named after the Python module that it serves.
+
+pub mod disk;
+pub mod error;
+pub mod schema;

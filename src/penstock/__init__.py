@@ -1,0 +1,1 @@
+"""Penstock: real-time pipelines on an event stream."""
