@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::Int64Type;
+use serde::Serialize;
 use arrow_array::{Array, ArrayRef, RecordBatch, new_null_array};
 
 use crate::disk::Disk;
@@ -40,7 +41,7 @@ pub struct Follower {
 pub type Undecided = BTreeMap<(usize, i64), u64>;
 
 /// A feature that needs more than the log still holds.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Incomplete {
     pub feature: String,
     /// From this event time on it is as if the log had never been cut.

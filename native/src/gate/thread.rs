@@ -18,7 +18,7 @@ use crate::plan::Plan;
 /// A core on a thread of its own. `submit` and `take` never wait for it.
 pub struct Gate {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 struct Shared {
@@ -59,7 +59,7 @@ impl Gate {
             .name("penstock-gate".into())
             .spawn(move || run(core, &theirs))
             .map_err(|error| Error::io("could not start the gate's thread", error))?;
-        Ok(Gate { shared, thread: Some(thread) })
+        Ok(Gate { shared, thread: Mutex::new(Some(thread)) })
     }
 
     pub fn ready(&self) -> &OwnedFd {
@@ -111,10 +111,10 @@ impl Gate {
     }
 
     /// Finish what was submitted and close the log. What was answered last is still to be taken.
-    pub fn stop(&mut self) -> Result<()> {
+    pub fn stop(&self) -> Result<()> {
         lock(&self.shared.inbox).stop = true;
         self.shared.wake.notify_one();
-        let Some(thread) = self.thread.take() else { return Ok(()) };
+        let Some(thread) = lock(&self.thread).take() else { return Ok(()) };
         let ended = thread.join();
         if ended.is_err() {
             return Err(Error::invalid("the gate's thread has panicked"));

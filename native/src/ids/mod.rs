@@ -218,7 +218,7 @@ impl Ids {
         let count =
             self.removable().iter().take_while(|generation| generation.span.newest_us < before_us).count();
         self.retired.extend(self.generations.drain(..count).map(Retired::Generation));
-        self.start_retire()?;
+        while self.end_retire()? | self.start_retire()? {}
         Ok(count)
     }
 
