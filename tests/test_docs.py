@@ -6,13 +6,15 @@ import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import pytest
 import yaml
 
 from penstock.cli import main
+from penstock.process.plan import DATE_PARTS, FUNCTIONS
+from penstock.process.streams import Aggregate
 from penstock.runtime.app import load_app
 from penstock.runtime.plan import compile_plan
 from penstock.settings import SETTINGS, Setting
@@ -106,6 +108,30 @@ def test_every_make_target_that_is_named_exists() -> None:
         for target in re.findall(r"(?:`|\$ )make ([a-z-]+)", text):
             found = re.search(rf"^{target}:", makefile, re.MULTILINE)
             assert found, f"{name_of(path)}: make {target}"
+
+
+def test_every_choice_stands_in_the_list_of_choices() -> None:
+    folder = ROOT / "docs" / "decisions"
+    listed = set(re.findall(r"\((\d{4}-[\w-]+\.md)\)", TEXTS[folder / "README.md"]))
+    assert listed == {path.name for path in folder.glob("0*.md")}
+
+
+# The language of features.
+
+
+@pytest.mark.parametrize("name", [*FUNCTIONS, "extract"])
+def test_every_function_of_expressions_is_documented(name: str) -> None:
+    assert f"`{name}(" in TEXTS[ROOT / "docs" / "features.md"]
+
+
+@pytest.mark.parametrize("part", DATE_PARTS)
+def test_every_part_of_a_time_is_documented(part: str) -> None:
+    assert f"`{part}`" in TEXTS[ROOT / "docs" / "features.md"]
+
+
+@pytest.mark.parametrize("name", get_args(Aggregate))
+def test_every_aggregate_is_documented(name: str) -> None:
+    assert f"`{name}(" in TEXTS[ROOT / "docs" / "features.md"]
 
 
 # The command line.
