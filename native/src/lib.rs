@@ -1,7 +1,8 @@
 //! The native core of Penstock. Each file is named after the Python module that it serves.
 
 pub mod answer;
-#[cfg(feature = "python")]
+// Without `not(test)` the test binary would need libpython to link.
+#[cfg(all(feature = "python", not(test)))]
 mod bindings;
 pub mod conform;
 pub mod decide;
