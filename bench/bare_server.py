@@ -1,8 +1,8 @@
-"""The bare server: the door and the sync of a decision, and no work. What Penstock's figures stand beside.
+"""The bare server: the door and the sync of a decision, and no work, to measure Penstock by.
 
-A uvloop protocol over httptools takes any POST, appends the body to a preallocated file by group commit (one
-fdatasync for all that gathered during the previous one, in a thread), and only then answers with a fixed body.
-NDJSON is answered with one such body per line.
+A uvloop protocol over httptools takes any POST, appends the body to a preallocated file by group
+commit (one fdatasync for all that gathered during the previous one, in a thread), and only then
+answers with a fixed body. NDJSON is answered with one such body per line.
 
     python bench/bare_server.py --port 8090 --file /path/on/the/same/disk --answer-bytes 700
 """
@@ -91,7 +91,8 @@ class Committer:
         self._waiting.append((door, body))
         if not self._committing:
             self._committing = True
-            # After the callbacks of this turn of the loop, so that what arrived together is together.
+            # After the callbacks of this turn of the loop, so that what arrived together is
+            # together.
             self._loop.call_soon(self._start)
 
     def _start(self) -> None:

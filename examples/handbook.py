@@ -1,10 +1,11 @@
-"""The Fraud Detection Handbook's transactions: its twelve features with the book's names, and ten rules.
+"""The Fraud Detection Handbook's transactions: its twelve features, by its names, and ten rules.
 
     penstock replay examples/handbook.py --from handbook_transactions.parquet --to features.parquet
     penstock run examples/handbook.py --data DIR --port 8080
 
-A customer's windows take the transaction itself in. A terminal's end seven days earlier, because only then are the
-frauds among its transactions known; so `TX_FRAUD`, a label, is never used before its time.
+A customer's windows take the transaction itself in. A terminal's end seven days earlier, because
+only then are the frauds among its transactions known; so `TX_FRAUD`, a label, is never used before
+its time.
 """
 
 from datetime import datetime

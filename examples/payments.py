@@ -3,8 +3,9 @@
     penstock run examples/payments.py --data DIR --port 8080
     make demo
 
-drives it with generated payments of which some are fraud: an amount above what anybody pays, a terminal that is
-compromised for four weeks, a card that is stolen for two. Fraud reports follow days after the payments.
+drives it with generated payments of which some are fraud: an amount above what anybody pays, a
+terminal that is compromised for four weeks, a card that is stolen for two. Fraud reports follow
+days after the payments.
 """
 
 from datetime import datetime

@@ -1,13 +1,16 @@
-"""The Handbook's twelve features over the whole file at once, in DuckDB: what every replay must give.
+"""The Handbook's twelve features over the whole file at once, in DuckDB: what every replay must
+give.
 
-The definitions are those of the *Fraud Detection Handbook*, chapter 3, with the exact boundaries of its code. With t
-the event time, w in 1, 7 and 30 days, and rows in the order of (time, TRANSACTION_ID):
+The definitions are those of the *Fraud Detection Handbook*, chapter 3, with the exact boundaries of
+its code. With t the event time, w in 1, 7 and 30 days, and rows in the order of (time,
+TRANSACTION_ID):
 
     customer    (t − w, t]                 the row itself included, later rows of its second not
     terminal    (t − 7 d − w, t − 7 d]     all rows of the second t − 7 d included
 
-A frame of SQL's RANGE is closed at both ends and takes peers in. So times become one unique, rising integer,
-`seconds * n + position`, in which "more than t − w" and "at most t − 7 d" are exact bounds.
+A frame of SQL's RANGE is closed at both ends and takes peers in. So times become one unique, rising
+integer, `seconds * n + position`, in which "more than t − w" and "at most t − 7 d" are exact
+bounds.
 """
 
 from __future__ import annotations
@@ -33,7 +36,8 @@ FLAGS = ("TX_DURING_WEEKEND", "TX_DURING_NIGHT")
 def handbook_features(file: Path) -> pa.Table:
     """TRANSACTION_ID, the twelve features and the two flags, sorted by TRANSACTION_ID.
 
-    Counts and flags are int64. Averages are the float64 nearest to (sum of cents) / n / 100; risks are frauds / n.
+    Counts and flags are int64. Averages are the float64 nearest to (sum of cents) / n / 100; risks
+    are frauds / n.
     """
     with duckdb.connect() as connection:
         return connection.sql(handbook_sql(file)).to_arrow_table()
@@ -45,9 +49,10 @@ def handbook_sql(file: Path) -> str:
             select *, row_number() over (order by TX_DATETIME, TRANSACTION_ID) - 1 as position
             from read_parquet('{file}')
         ), keyed as (
-            select cast(TRANSACTION_ID as bigint) as TRANSACTION_ID, CUSTOMER_ID, TERMINAL_ID, TX_DATETIME,
-                   cast(round(TX_AMOUNT * 100) as bigint) as cents, cast(TX_FRAUD as bigint) as fraud,
-                   epoch_ms(TX_DATETIME) // 1000 * {SLOTS} + position as place,
+            select cast(TRANSACTION_ID as bigint) as TRANSACTION_ID, CUSTOMER_ID, TERMINAL_ID,
+            TX_DATETIME,
+                   cast(round(TX_AMOUNT * 100) as bigint) as cents, cast(TX_FRAUD as bigint) as
+                   fraud, epoch_ms(TX_DATETIME) // 1000 * {SLOTS} + position as place,
                    epoch_ms(TX_DATETIME) // 1000 * {SLOTS} as second_start
             from ordered
         ), windows as (
@@ -66,7 +71,8 @@ SLOTS = 10_000_000
 def _customer_sums() -> list[str]:
     sums = []
     for days in DAYS:
-        # Everything of the second t − w is out: the first place in is that of the next second, whoever asks.
+        # Everything of the second t − w is out: the first place in is that of the next second,
+        # whoever asks.
         width = days * DAY_SECONDS * SLOTS
         frame = (
             "over (partition by CUSTOMER_ID order by place range between "
@@ -85,7 +91,8 @@ def _terminal_sums() -> list[str]:
         last = DELAY_DAYS * DAY_SECONDS * SLOTS - SLOTS + 1
         frame = (
             "over (partition by TERMINAL_ID order by place range between "
-            f"(place - second_start + {first}) preceding and (place - second_start + {last}) preceding)"
+            f"(place - second_start + {first}) preceding "
+            f"and (place - second_start + {last}) preceding)"
         )
         sums.append(f"count(*) {frame} as terminal_n{days}")
         sums.append(f"coalesce(sum(fraud) {frame}, 0) as terminal_frauds{days}")

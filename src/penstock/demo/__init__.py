@@ -1,1 +1,1 @@
-"""The demonstration: generated payments drive a running service, and the terminal shows what it decides."""
+"""The demonstration: generated payments, decided by a running service, on the terminal."""

@@ -1,14 +1,16 @@
-"""Generated payments: customers, terminals, three kinds of fraud, and the reports that follow days later.
+"""Generated payments: customers, terminals, three kinds of fraud, and reports days later.
 
-The method is that of the *Fraud Detection Handbook*, chapter 3. Customers and terminals lie on a square; a customer
-pays at the terminals within a radius, with a mean amount and a frequency of their own. Three patterns of fraud are laid over:
+The method is that of the *Fraud Detection Handbook*, chapter 3. Customers and terminals lie on a
+square; a customer pays at the terminals within a radius, with a mean amount and a frequency of
+their own. Three patterns of fraud are laid over:
 
     1  the amount is above a threshold
     2  the terminal is compromised: all its payments for 28 days
     3  the card is stolen: a third of its payments for 14 days, at five times the amount
 
-Most frauds are reported days later. Every day is drawn from (seed, what is drawn, day), so a day is the same whatever is generated around it,
-and patterns that began before the first day are already there.
+Most frauds are reported days later. Every day is drawn from (seed, what is drawn, day), so a day is
+the same whatever is generated around it, and patterns that began before the first day are already
+there.
 """
 
 from __future__ import annotations
@@ -63,7 +65,10 @@ class Size:
 
 @dataclass(frozen=True)
 class Payments:
-    """Payments in the order of their time, one array per column; `scenario` is the truth and is sent to nobody."""
+    """Payments in the order of their time, one array per column.
+
+    `scenario` is the truth: it is sent to nobody.
+    """
 
     number: Ints  # within the day
     day: Ints
@@ -124,7 +129,7 @@ class History:
 
 
 def generate(*, seed: int, days: int, now: int, size: Size | None = None) -> History:
-    """A history of whole UTC days, the last of them the one before `now` (microseconds since 1970, UTC)."""
+    """A history of whole UTC days, the last of them the one before `now` (microseconds, UTC)."""
     end = now // DAY_US * DAY_US
     world = settle(seed, size or Size())
     parts = [world.payments_of(day, end - (days - day) * DAY_US) for day in range(days)]
@@ -164,7 +169,7 @@ class World:
         )
 
     def reports_of(self, day: int, payments: Payments) -> Reports:
-        """Most frauds of a day, each reported one to seven days later; in the order of the payments."""
+        """Most frauds of a day, each reported one to seven days later."""
         frauds = payments[payments.scenario != GENUINE]
         rng = self._rng("reports", day)
         reported = frauds[rng.random(len(frauds)) < REPORTED_SHARE]
@@ -195,7 +200,7 @@ class World:
     def _frauds(
         self, rng: np.random.Generator, day: int, customer: Ints, terminal: Ints, cents: Ints
     ) -> tuple[Ints, Ints]:
-        """The scenario of each payment and its amount; a later pattern overwrites an earlier one, as in the book."""
+        """The scenario of each payment and its amount; later patterns overwrite, as in the book."""
         scenario = np.where(cents > THRESHOLD_CENTS, ABOVE_THRESHOLD, GENUINE)
         scenario[np.isin(terminal, self._compromised(day))] = TERMINAL_COMPROMISED
         stolen = np.isin(customer, self._stolen(day)) & (rng.random(len(customer)) < STOLEN_SHARE)
@@ -313,7 +318,7 @@ def _drawn(rng: np.random.Generator, among: int, share: float) -> Ints:
 
 
 def _reach(customers: Floats, terminals: Floats, radius: float) -> tuple[Ints, Ints]:
-    """Each customer's terminals within the radius, or the nearest where none is: compressed rows."""
+    """Each customer's terminals within the radius, or the nearest where none is."""
     by_x = np.argsort(terminals[:, 0], kind="stable")
     x, y = terminals[by_x].T
     # Sorted by x, so that a customer is compared only with the terminals of a vertical strip.

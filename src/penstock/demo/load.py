@@ -1,8 +1,9 @@
-"""An HTTP load client for one core: ready-made requests over keep-alive connections, latencies back.
+"""An HTTP load client for one core: ready-made requests over keep-alive connections.
 
-Python's cost per request must stay far below the server's, or the client is what gets measured. So requests are bytes
-made beforehand, sockets are used directly under one epoll, and of an answer only the status and the length
-are read, once per distinct head. One request at a time is on a connection.
+Python's cost per request must stay far below the server's, or the client is what gets measured. So
+requests are bytes made beforehand, sockets are used directly under one epoll, and of an answer only
+the status and length are read, once per distinct head. One request at a time is on a
+connection.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ OnAnswer = Callable[[int, int, bytes, float], None]
 
 @dataclass(frozen=True)
 class Load:
-    """What came back: latencies in seconds in the order of the answers, answers by status, and how long it took."""
+    """What came back: latencies in seconds, in the order of the answers; answers by status."""
 
     latencies: NDArray[np.float64]
     statuses: Counter[int]
@@ -59,15 +60,15 @@ def closed_loop(
 ) -> Load:
     """Send on each connection the next request as soon as its answer is there.
 
-    Ends when the requests do, or after `seconds`. A latency counts from the sending, so a server that stalls is also
-    asked less: for latencies at a given rate use `open_loop`.
+    Ends when the requests do, or after `seconds`. A latency counts from the sending, so a server
+    that stalls is also asked less: for latencies at a given rate use `open_loop`.
     """
     record = _Record(on_answer)
     coming = enumerate(requests)
     with _Connections(address, connections) as pool:
         start = perf_counter()
         end = start + seconds
-        for connection, (place, data) in zip(pool, coming):
+        for connection, (place, data) in zip(pool, coming, strict=False):
             connection.send(data, place, perf_counter())
         while pool.busy:
             for connection, status, body in pool.answers():
@@ -90,7 +91,8 @@ def open_loop(
 ) -> Load:
     """Send each request at its due time, in seconds from the start, or once a connection is free.
 
-    A latency counts from the due time, so waiting for a stalled server is in it: coordinated omission does not hide it.
+    A latency counts from the due time, so waiting for a stalled server is in it: coordinated
+    omission does not hide it.
     """
     record = _Record(on_answer)
     with _Connections(address, connections) as pool:
