@@ -57,7 +57,7 @@ pub struct Core {
     /// Those of `bulk` that still have rows to take, in order.
     pub(super) bulk_queue: VecDeque<u64>,
     pub(super) bulk_turn: bool,
-    pending: BTreeMap<u64, Pending>,
+    pub(super) pending: BTreeMap<u64, Pending>,
     pub(super) next_number: u64,
     /// The answers of the cycle before: their callers may have been told the fallback while it ran.
     pub(super) last: Vec<(u64, Vec<Tell>)>,
@@ -65,7 +65,7 @@ pub struct Core {
 }
 
 /// Rows that wait for their model.
-struct Pending {
+pub(super) struct Pending {
     policy: usize,
     batch: Batch,
     waiters: Vec<Vec<Waiter>>,
