@@ -2,4 +2,5 @@
 
 pub mod disk;
 pub mod error;
+pub mod log;
 pub mod schema;
