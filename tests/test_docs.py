@@ -51,7 +51,7 @@ def pipelines() -> Iterator[Any]:
                 yield pytest.param(path, block, id=f"{name_of(path)}-{index}")
 
 
-@pytest.mark.parametrize(("path", "block"), pipelines())
+@pytest.mark.parametrize(("path", "block"), list(pipelines()))
 def test_every_pipeline_in_the_documents_compiles(path: Path, block: str, tmp_path: Path) -> None:
     for rules in re.findall(r'rules="([^"]+)"', block):
         (tmp_path / rules).write_text(blocks(TEXTS[path], "toml")[0])
