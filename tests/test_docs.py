@@ -17,6 +17,9 @@ from penstock.process.plan import DATE_PARTS, FUNCTIONS
 from penstock.process.streams import Aggregate
 from penstock.runtime.app import load_app
 from penstock.runtime.plan import compile_plan
+from penstock.serve.answers import CODES
+from penstock.serve.routes import Routes
+from penstock.serve.settings import Doors, DoorSettings, PolicyDoor, TopicDoor
 from penstock.settings import SETTINGS, Setting
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -199,9 +202,44 @@ def test_every_setting_is_documented_as_it_is() -> None:
     assert rows in text, f"docs/operations.md should have\n{rows}"
 
 
+# Metrics.
+
+
+def metric_names() -> set[str]:
+    """What the door and the core count, by their sources."""
+    door = (ROOT / "src" / "penstock" / "serve" / "metrics.py").read_text()
+    core = (ROOT / "native" / "src" / "gate" / "stats.rs").read_text()
+    stats = core[core.index("pub struct Stats") :]
+    names = re.findall(r'family\(\s*"(\w+)"', door)
+    return {*names, *re.findall(r"pub (\w+): (?:u64|Histogram)", stats)}
+
+
+@pytest.mark.parametrize("name", sorted(metric_names()))
+def test_every_metric_is_documented(name: str) -> None:
+    assert f"`penstock_{name}`" in TEXTS[ROOT / "docs" / "operations.md"]
+
+
 # HTTP.
 
 HTTP = yaml.safe_load((ROOT / "docs" / "http.yaml").read_text())
+CORE = "\n".join(path.read_text() for path in (ROOT / "native" / "src").rglob("*.rs"))
+CORE_CODES = set(
+    re.findall(r'(?:error_body\(|Refused\(\d+, |&?waiter, (?:\d+|\*?status), )"(\w+)"', CORE)
+)
+
+
+@pytest.mark.parametrize("code", sorted({*CODES, *CORE_CODES}))
+def test_every_error_code_is_documented(code: str) -> None:
+    assert f"`{code}`" in HTTP["info"]["description"]
+
+
+def test_the_doors_paths_are_the_documented_ones() -> None:
+    policies = (PolicyDoor("policy", 0, 1.0),)
+    routes = Routes(Doors(policies=policies, topics=(TopicDoor("topic", 0),)), DoorSettings())
+    found = [routes.find(re.sub(r"[{}]", "", path).encode())[0] for path in HTTP["paths"]]
+    documented = {route.name for route in found}
+    # A dry run is a parameter of decide, and what no route takes is refused.
+    assert documented == {route.name for route in routes} - {"dry_run", "refused"}
 
 
 def references(node: Any) -> Iterator[str]:
