@@ -152,7 +152,9 @@ pub fn write_value(out: &mut Vec<u8>, column: &dyn Array, kind: Type, row: usize
         Type::Float64 => write_float(out, column.as_primitive::<Float64Type>().value(row)),
         Type::Text => write_text(out, column.as_string::<i32>().value(row)),
         Type::Timestamp => write_time(out, column.as_primitive::<TimestampMicrosecondType>().value(row)),
-        Type::Decimal(_, scale) => write_decimal(out, column.as_primitive::<Decimal128Type>().value(row), scale),
+        Type::Decimal(_, scale) => {
+            write_decimal(out, column.as_primitive::<Decimal128Type>().value(row), scale)
+        }
     }
 }
 
@@ -201,13 +203,9 @@ fn write_time(out: &mut Vec<u8>, time_us: i64) {
     let (year, month, day) = date_since_1970(days);
     out.push(b'"');
     write_padded(out, year as u64, 4);
-    for (separator, number) in [
-        (b'-', month),
-        (b'-', day),
-        (b'T', seconds / 3_600),
-        (b':', seconds / 60 % 60),
-        (b':', seconds % 60),
-    ] {
+    for (separator, number) in
+        [(b'-', month), (b'-', day), (b'T', seconds / 3_600), (b':', seconds / 60 % 60), (b':', seconds % 60)]
+    {
         out.push(separator);
         write_padded(out, number as u64, 2);
     }

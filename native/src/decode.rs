@@ -1,10 +1,10 @@
 //! JSON bodies in, columns out: strictly, so that what enters the log means one thing only.
 //!
-//! `serde_json` walks the object and proves its syntax; each value comes as its raw text, because a decimal must be
-//! read from the digits that were sent and never through a float. Values go straight into the columns; an event that
-//! is refused half way takes its values back out again.
+//! Values go straight into the columns: a decimal from the digits that were sent and never through a float. An event
+//! that is refused half way takes its values back out again.
 
 mod columns;
+mod object;
 pub mod scalars;
 
 use std::borrow::Cow;
@@ -15,10 +15,10 @@ use arrow_array::cast::AsArray;
 use arrow_array::types::{Decimal128Type, Float64Type, Int64Type, TimestampMicrosecondType};
 use arrow_array::{Array, RecordBatch, RecordBatchOptions};
 use arrow_schema::{DataType, SchemaRef};
-use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use self::columns::{Column, Value};
+use self::columns::Column;
+use self::object::{Broken, Reader, Value};
 use crate::answer::write_value;
 use crate::schema::{Schema, Type};
 
@@ -32,6 +32,8 @@ pub struct Decoder {
     arrow: SchemaRef,
     id: usize,
     index: HashMap<String, usize>,
+    /// Each field's name as JSON writes it.
+    quoted: Vec<String>,
 }
 
 /// The events that were good, as columns in the order of their bodies, and what was wrong with the others.
@@ -93,8 +95,10 @@ fn wanted(kind: Type) -> String {
 impl Decoder {
     /// `id` is the index of the field that identifies an event.
     pub fn new(schema: &Schema, id: usize) -> Decoder {
-        let index = schema.fields.iter().enumerate().map(|(index, field)| (field.name.clone(), index)).collect();
-        Decoder { arrow: schema.arrow(), schema: schema.clone(), id, index }
+        let names = || schema.fields.iter().map(|field| field.name.as_str());
+        let index = names().enumerate().map(|(index, name)| (name.to_owned(), index)).collect();
+        let quoted = names().map(|name| serde_json::Value::from(name).to_string()).collect();
+        Decoder { arrow: schema.arrow(), schema: schema.clone(), id, index, quoted }
     }
 
     /// Decode bodies of one event each; the good ones become the batch, in order.
@@ -156,14 +160,44 @@ impl<'s> Events<'s> {
 
     fn read(&mut self, body: &[u8]) -> Result<(), Refusal> {
         check_first_byte(body, b'{', "not_object", EVENT)?;
-        let mut refusal = None;
-        let mut json = serde_json::Deserializer::from_slice(body);
-        let walked = json.deserialize_map(Walk { events: self, refusal: &mut refusal });
-        match (refusal, walked.and_then(|()| json.end())) {
-            (Some(refusal), _) => Err(refusal),
-            (None, Err(error)) => Err(not_json(body, &error, EVENT)),
-            (None, Ok(())) => Ok(()),
+        let text = read_utf8(body, EVENT)?;
+        let mut reader = Reader::new(text);
+        let broken = |broken: Broken| not_json(text, broken);
+        let mut more = reader.open().map_err(broken)?;
+        let mut before = self.columns.len();
+        while more {
+            before = self.read_key(&mut reader, before)?;
+            let value = reader.value().map_err(broken)?;
+            self.put(before, value)?;
+            more = reader.more().map_err(broken)?;
         }
+        Ok(())
+    }
+
+    /// The index of the next field, guessed from the one before.
+    #[inline]
+    fn read_key(&mut self, reader: &mut Reader, before: usize) -> Result<usize, Refusal> {
+        let guess = self.followers[before];
+        if self.decoder.quoted.get(guess).is_some_and(|quoted| reader.take_key(quoted)) {
+            return Ok(guess);
+        }
+        let key = reader.key().map_err(|broken| not_json(reader.text(), broken))?;
+        let found = *self.decoder.index.get(&*key).ok_or_else(|| self.unknown(&key))?;
+        self.followers[before] = found;
+        Ok(found)
+    }
+
+    #[inline]
+    fn put(&mut self, index: usize, value: Value) -> Result<(), Refusal> {
+        let column = &mut self.columns[index];
+        let put = match column.len() > self.rows {
+            true => Err(Wrong::new("repeated_field", "the field a second time")),
+            false => column.push(value),
+        };
+        put.map_err(|wrong| {
+            let field = &self.decoder.schema.fields[index];
+            wrong.of(&field.name, field.kind)
+        })
     }
 
     fn fill_absent(&mut self) -> Result<(), Refusal> {
@@ -175,25 +209,6 @@ impl<'s> Events<'s> {
             filled.map_err(|_| Wrong::new("missing_field", "nothing").of(&field.name, field.kind))?;
         }
         Ok(())
-    }
-
-    fn find(&mut self, before: usize, key: &str) -> Option<usize> {
-        let guess = self.followers[before];
-        if self.decoder.schema.fields.get(guess).is_some_and(|field| field.name == key) {
-            return Some(guess);
-        }
-        let found = *self.decoder.index.get(key)?;
-        self.followers[before] = found;
-        Some(found)
-    }
-
-    fn put(&mut self, index: usize, raw: &str) -> Result<(), Refusal> {
-        let field = &self.decoder.schema.fields[index];
-        let column = &mut self.columns[index];
-        if column.len() > self.rows {
-            return Err(Wrong::new("repeated_field", "the field a second time").of(&field.name, field.kind));
-        }
-        read_value(raw).and_then(|value| column.push(value)).map_err(|wrong| wrong.of(&field.name, field.kind))
     }
 
     fn unknown(&self, key: &str) -> Refusal {
@@ -214,92 +229,26 @@ impl<'s> Events<'s> {
     }
 }
 
-/// Walks one object. What is refused is left in `refusal`, because `serde_json`'s errors hold only text.
-struct Walk<'e, 's> {
-    events: &'e mut Events<'s>,
-    refusal: &'e mut Option<Refusal>,
-}
-
-impl<'de> Visitor<'de> for Walk<'_, '_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(EVENT)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let mut before = self.events.columns.len();
-        while let Some(found) = map.next_key_seed(Key { events: self.events, before })? {
-            let put = match found {
-                Ok(index) => {
-                    before = index;
-                    self.events.put(index, map.next_value::<&RawValue>()?.get())
-                }
-                Err(unknown) => Err(unknown),
-            };
-            if let Err(refusal) = put {
-                *self.refusal = Some(refusal);
-                return Err(A::Error::custom("refused"));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Reads a key into its field's index without copying it.
-struct Key<'e, 's> {
-    events: &'e mut Events<'s>,
-    before: usize,
-}
-
-impl<'de> DeserializeSeed<'de> for Key<'_, '_> {
-    type Value = Result<usize, Refusal>;
-
-    fn deserialize<D: Deserializer<'de>>(self, key: D) -> Result<Self::Value, D::Error> {
-        key.deserialize_str(self)
-    }
-}
-
-impl Visitor<'_> for Key<'_, '_> {
-    type Value = Result<usize, Refusal>;
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("a field's name")
-    }
-
-    fn visit_str<E>(self, key: &str) -> Result<Self::Value, E> {
-        Ok(self.events.find(self.before, key).ok_or_else(|| self.events.unknown(key)))
-    }
-}
-
-/// `raw` is one JSON value of proven syntax.
-fn read_value(raw: &str) -> Result<Value<'_>, Wrong> {
-    Ok(match raw.as_bytes()[0] {
-        b'"' => Value::Text(read_text(raw)?),
-        b'n' => Value::Null,
-        b't' => Value::Bool(true),
-        b'f' => Value::Bool(false),
-        b'[' => Value::Array,
-        b'{' => Value::Object,
-        _ => Value::Number(raw),
-    })
-}
-
-fn read_text(raw: &str) -> Result<Cow<'_, str>, Wrong> {
-    let inner = &raw[1..raw.len() - 1];
-    if !inner.as_bytes().contains(&b'\\') {
-        return Ok(Cow::Borrowed(inner));
-    }
-    // The syntax is proven; what can still be wrong is half of a surrogate pair.
-    let text = serde_json::from_str(raw).map(Cow::Owned);
-    text.map_err(|_| Wrong::new("not_json", "text with an unpaired surrogate escape"))
-}
-
 /// Cut a JSON array of events into the raw text of each; a syntax error refuses the whole body.
 pub fn split_array(body: &[u8]) -> Result<Vec<&[u8]>, Refusal> {
     check_first_byte(body, b'[', "not_array", ARRAY)?;
-    let events: Vec<&RawValue> = serde_json::from_slice(body).map_err(|error| not_json(body, &error, ARRAY))?;
+    let text = read_utf8(body, ARRAY)?;
+    let events: Vec<&RawValue> = serde_json::from_str(text).map_err(|error| not_an_array(body, &error))?;
     Ok(events.into_iter().map(|event| event.get().as_bytes()).collect())
+}
+
+fn not_an_array(body: &[u8], error: &serde_json::Error) -> Refusal {
+    let given = match error.is_eof() {
+        true => format!("JSON that ends too early, after {} bytes", body.len()),
+        false => format!("what is not JSON at byte {}", error_offset(body, error)),
+    };
+    Wrong::new("not_json", given).of_body(ARRAY)
+}
+
+/// The offset of the byte where the syntax broke; `serde_json` counts lines and columns, each from 1.
+fn error_offset(body: &[u8], error: &serde_json::Error) -> usize {
+    let lines = body.split_inclusive(|byte| *byte == b'\n').take(error.line().saturating_sub(1));
+    (lines.map(<[u8]>::len).sum::<usize>() + error.column()).saturating_sub(1)
 }
 
 /// Cut newline-delimited JSON into its lines; blank ones are skipped, and a line may end with CR LF.
@@ -333,21 +282,20 @@ fn check_first_byte(body: &[u8], first: u8, code: &'static str, wanted: &str) ->
     Err(wrong.of_body(wanted))
 }
 
-fn not_json(body: &[u8], error: &serde_json::Error, wanted: &str) -> Refusal {
-    let place = error_offset(body, error);
-    let words = error.to_string();
-    let reason = words.split(" at line ").next().unwrap_or_default();
-    let given = match error.is_eof() {
-        true => format!("JSON that ends too early, after {} bytes", body.len()),
-        false => format!("what is not JSON at byte {place} ({reason})"),
-    };
-    Wrong::new("not_json", given).of_body(wanted)
+fn read_utf8<'a>(body: &'a [u8], wanted: &str) -> Result<&'a str, Refusal> {
+    std::str::from_utf8(body).map_err(|error| {
+        let given = format!("what is not UTF-8 at byte {}", error.valid_up_to());
+        Wrong::new("not_json", given).of_body(wanted)
+    })
 }
 
-/// The offset of the byte where the syntax broke; `serde_json` counts lines and columns, each from 1.
-fn error_offset(body: &[u8], error: &serde_json::Error) -> usize {
-    let lines = body.split_inclusive(|byte| *byte == b'\n').take(error.line().saturating_sub(1));
-    (lines.map(<[u8]>::len).sum::<usize>() + error.column()).saturating_sub(1)
+#[cold]
+fn not_json(text: &str, broken: Broken) -> Refusal {
+    let given = match broken.at >= text.len() {
+        true => format!("JSON that ends too early, after {} bytes", text.len()),
+        false => format!("what is not JSON at byte {}: {}", broken.at, broken.what),
+    };
+    Wrong::new("not_json", given).of_body(EVENT)
 }
 
 /// Whether two rows hold equal fields, by name; a field that only one of them has must be null there.
@@ -360,9 +308,12 @@ pub fn content_equal(a: &RecordBatch, a_row: usize, b: &RecordBatch, b_row: usiz
             }
         })
     };
-    one_way(a, a_row, b, b_row) && b.schema_ref().fields().iter().zip(b.columns()).all(|(field, column)| {
-        a.column_by_name(field.name()).is_some() || column.is_null(b_row)
-    })
+    one_way(a, a_row, b, b_row)
+        && b.schema_ref()
+            .fields()
+            .iter()
+            .zip(b.columns())
+            .all(|(field, column)| a.column_by_name(field.name()).is_some() || column.is_null(b_row))
 }
 
 fn value_equal(a: &dyn Array, a_row: usize, b: &dyn Array, b_row: usize) -> bool {
@@ -374,7 +325,9 @@ fn value_equal(a: &dyn Array, a_row: usize, b: &dyn Array, b_row: usize) -> bool
     }
     match a.data_type() {
         DataType::Boolean => a.as_boolean().value(a_row) == b.as_boolean().value(b_row),
-        DataType::Int64 => a.as_primitive::<Int64Type>().value(a_row) == b.as_primitive::<Int64Type>().value(b_row),
+        DataType::Int64 => {
+            a.as_primitive::<Int64Type>().value(a_row) == b.as_primitive::<Int64Type>().value(b_row)
+        }
         DataType::Float64 => {
             let bits = |array: &dyn Array, row| array.as_primitive::<Float64Type>().value(row).to_bits();
             bits(a, a_row) == bits(b, b_row)

@@ -1,6 +1,5 @@
 //! Columns that grow by one value at a time and can give the last row back.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use arrow_array::{
@@ -9,18 +8,9 @@ use arrow_array::{
 use arrow_buffer::{BooleanBufferBuilder, NullBufferBuilder, OffsetBuffer, ScalarBuffer};
 
 use super::Wrong;
+use super::object::Value;
 use super::scalars::{read_decimal, read_float64, read_int64, read_time};
 use crate::schema::{Field, Type};
-
-/// One value of a flat JSON object. Numbers keep their text, which decimals need.
-pub enum Value<'a> {
-    Null,
-    Bool(bool),
-    Number(&'a str),
-    Text(Cow<'a, str>),
-    Array,
-    Object,
-}
 
 impl Value<'_> {
     fn kind(&self) -> &'static str {

@@ -33,7 +33,8 @@ pub fn without_negative_zero(value: f64) -> f64 {
 /// The text is written as JSON writes numbers. Without an exponent it may have no more decimal places than `scale`,
 /// not even zeros; with one, what counts is whether the value is exact at `scale`: `1500e-3` is 1.50.
 pub fn read_decimal(text: &str, precision: u8, scale: i8) -> Result<i128, Wrong> {
-    let parts = DecimalText::split(text.as_bytes()).ok_or(Wrong::new("wrong_type", "text that is not a number"))?;
+    let parts =
+        DecimalText::split(text.as_bytes()).ok_or(Wrong::new("wrong_type", "text that is not a number"))?;
     let unscaled = match parts.exponent {
         None if parts.whole.len() + parts.fraction.len() <= 18 => parts.read_short(precision, scale)?,
         _ => parts.read_long(precision, scale)?,
@@ -75,11 +76,13 @@ impl<'a> DecimalText<'a> {
         if self.fraction.len() > scale as usize {
             return Err(too_many_places(self.fraction.len() as i64));
         }
-        let digits = self.whole.iter().chain(self.fraction);
-        let value = digits.fold(0_u64, |value, digit| value * 10 + u64::from(digit - b'0'));
+        let append = |value: u64, digit: &u8| value * 10 + u64::from(digit - b'0');
+        let value = self.fraction.iter().fold(self.whole.iter().fold(0, append), append);
         // At most 18 digits and 38 − 0 zeros can pass 38 only where the value passes the precision too.
         let unscaled = i128::from(value).checked_mul(power_of_ten(scale as usize - self.fraction.len()));
-        unscaled.filter(|unscaled| *unscaled < power_of_ten(precision.into())).ok_or_else(|| self.too_large(0))
+        unscaled
+            .filter(|unscaled| *unscaled < power_of_ten(precision.into()))
+            .ok_or_else(|| self.too_large(0))
     }
 
     /// Any number of digits, any exponent.
@@ -110,13 +113,19 @@ impl<'a> DecimalText<'a> {
         let digits = self.whole.iter().chain(self.fraction);
         let zeros = digits.take_while(|digit| **digit == b'0').count() as i64;
         let before_point = self.whole.len() as i64 + exponent - zeros;
-        Wrong::new("out_of_range", format!("a number with {before_point} digits before the decimal point"))
+        Wrong::new(
+            "out_of_range",
+            format!("a number with {} before the decimal point", count(before_point, "digit")),
+        )
     }
 }
 
 fn too_many_places(places: i64) -> Wrong {
-    let plural = if places == 1 { "" } else { "s" };
-    Wrong::new("too_precise", format!("a number with {places} decimal place{plural}"))
+    Wrong::new("too_precise", format!("a number with {}", count(places, "decimal place")))
+}
+
+fn count(number: i64, noun: &str) -> String {
+    if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
 }
 
 fn split_digits(text: &[u8]) -> Option<(&[u8], &[u8])> {
@@ -132,7 +141,8 @@ fn read_exponent(text: &[u8]) -> Option<i64> {
         _ => (false, text),
     };
     let (digits, rest) = split_digits(digits)?;
-    let size = digits.iter().fold(0, |size: i64, digit| (size * 10 + i64::from(digit - b'0')).min(1_000_000_000));
+    let size =
+        digits.iter().fold(0, |size: i64, digit| (size * 10 + i64::from(digit - b'0')).min(1_000_000_000));
     rest.is_empty().then_some(if negative { -size } else { size })
 }
 
@@ -157,7 +167,8 @@ pub fn power_of_ten(exponent: usize) -> i128 {
 pub fn read_time(text: &str) -> Result<i64, Wrong> {
     let not_a_time = || Wrong::new("wrong_type", "text that is not an RFC 3339 time");
     let (clock, rest) = text.as_bytes().split_at_checked(19).ok_or_else(not_a_time)?;
-    let separators = [clock[4], clock[7], clock[13], clock[16]] == *b"--::" && matches!(clock[10], b'T' | b' ');
+    let separators =
+        [clock[4], clock[7], clock[13], clock[16]] == *b"--::" && matches!(clock[10], b'T' | b' ');
     if !separators {
         return Err(not_a_time());
     }
@@ -195,9 +206,9 @@ fn check_clock(hour: i64, minute: i64, second: i64) -> Result<(), Wrong> {
 }
 
 fn read_digits(digits: &[u8]) -> Option<i64> {
-    digits.iter().try_fold(0, |value, byte| {
-        byte.is_ascii_digit().then(|| value * 10 + i64::from(byte - b'0'))
-    })
+    digits
+        .iter()
+        .try_fold(0, |value, byte| byte.is_ascii_digit().then(|| value * 10 + i64::from(byte - b'0')))
 }
 
 fn read_fraction(rest: &[u8]) -> Result<(i64, &[u8]), Wrong> {
@@ -220,12 +231,14 @@ fn read_zone(zone: &[u8]) -> Result<i64, Wrong> {
     match *zone {
         [b'Z'] => Ok(0),
         [] => wrong("a time without an offset from UTC"),
-        [sign @ (b'+' | b'-'), h1, h2, b':', m1, m2] => match (read_digits(&[h1, h2]), read_digits(&[m1, m2])) {
-            (Some(hours @ 0..=23), Some(minutes @ 0..=59)) => {
-                Ok((hours * 60 + minutes) * if sign == b'-' { -1 } else { 1 })
+        [sign @ (b'+' | b'-'), h1, h2, b':', m1, m2] => {
+            match (read_digits(&[h1, h2]), read_digits(&[m1, m2])) {
+                (Some(hours @ 0..=23), Some(minutes @ 0..=59)) => {
+                    Ok((hours * 60 + minutes) * if sign == b'-' { -1 } else { 1 })
+                }
+                _ => wrong("a time whose offset from UTC is not valid"),
             }
-            _ => wrong("a time whose offset from UTC is not valid"),
-        },
+        }
         _ => wrong("text that is not an RFC 3339 time"),
     }
 }
