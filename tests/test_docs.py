@@ -12,7 +12,7 @@ import click
 import pytest
 import yaml
 
-from penstock.cli import main
+from penstock.cli import commands as command_group
 from penstock.process.plan import DATE_PARTS, FUNCTIONS
 from penstock.process.streams import Aggregate
 from penstock.runtime.app import load_app
@@ -60,6 +60,30 @@ def test_every_pipeline_in_the_documents_compiles(path: Path, block: str, tmp_pa
         (tmp_path / rules).write_text(blocks(TEXTS[path], "toml")[0])
     (tmp_path / "app.py").write_text(block)
     compile_plan(load_app(tmp_path / "app.py"))
+
+
+def tests_shown() -> Iterator[Any]:
+    for path, text in TEXTS.items():
+        for index, block in enumerate(blocks(text, "python")):
+            if "import testing" in block:
+                yield pytest.param(block, id=f"{name_of(path)}-{index}")
+
+
+@pytest.mark.parametrize("block", list(tests_shown()))
+def test_every_test_in_the_documents_passes(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    for name, value in names.items():
+        if name.startswith("test_"):
+            value()
+
+
+@pytest.mark.parametrize("example", ["first.py", "first.toml"])
+def test_the_first_pipeline_is_shown_as_it_is(example: str) -> None:
+    text = (ROOT / "examples" / example).read_text()
+    shown = re.sub(r'\A""".*?"""\s*', "", text, flags=re.DOTALL)
+    assert shown in TEXTS[ROOT / "docs" / "start.md"]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
@@ -152,7 +176,7 @@ def commands(group: click.Group, words: Words = ()) -> Iterator[tuple[str, click
             yield " ".join((*words, name)), command
 
 
-COMMANDS = dict(commands(main))
+COMMANDS = dict(commands(command_group))
 
 
 def command_lines(text: str) -> Iterator[str]:
