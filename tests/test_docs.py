@@ -62,14 +62,14 @@ def test_every_pipeline_in_the_documents_compiles(path: Path, block: str, tmp_pa
     compile_plan(load_app(tmp_path / "app.py"))
 
 
-def tests_shown() -> Iterator[Any]:
+def shown_tests() -> Iterator[Any]:
     for path, text in TEXTS.items():
         for index, block in enumerate(blocks(text, "python")):
             if "import testing" in block:
                 yield pytest.param(block, id=f"{name_of(path)}-{index}")
 
 
-@pytest.mark.parametrize("block", list(tests_shown()))
+@pytest.mark.parametrize("block", list(shown_tests()))
 def test_every_test_in_the_documents_passes(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     names: dict[str, Any] = {}
