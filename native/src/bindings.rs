@@ -351,7 +351,7 @@ fn stats_json(py: Python<'_>, stats: &gate::Stats) -> Py<PyBytes> {
 }
 
 /// A disk in memory, for tests: it survives the gate, and loses what was not synced when it crashes.
-#[pyclass(frozen)]
+#[pyclass(frozen, from_py_object)]
 #[derive(Clone)]
 struct Memory(MemoryDisk);
 
