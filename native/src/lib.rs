@@ -3,3 +3,4 @@
 pub mod disk;
 pub mod error;
 pub mod schema;
+pub mod windows;
