@@ -12,11 +12,14 @@ import click
 import pytest
 import yaml
 
-from penstock.cli import main
+from penstock.cli import commands as command_group
 from penstock.process.plan import DATE_PARTS, FUNCTIONS
 from penstock.process.streams import Aggregate
 from penstock.runtime.app import load_app
 from penstock.runtime.plan import compile_plan
+from penstock.serve.answers import CODES
+from penstock.serve.routes import Routes
+from penstock.serve.settings import Doors, DoorSettings, PolicyDoor, TopicDoor
 from penstock.settings import SETTINGS, Setting
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,12 +54,36 @@ def pipelines() -> Iterator[Any]:
                 yield pytest.param(path, block, id=f"{name_of(path)}-{index}")
 
 
-@pytest.mark.parametrize(("path", "block"), pipelines())
+@pytest.mark.parametrize(("path", "block"), list(pipelines()))
 def test_every_pipeline_in_the_documents_compiles(path: Path, block: str, tmp_path: Path) -> None:
     for rules in re.findall(r'rules="([^"]+)"', block):
         (tmp_path / rules).write_text(blocks(TEXTS[path], "toml")[0])
     (tmp_path / "app.py").write_text(block)
     compile_plan(load_app(tmp_path / "app.py"))
+
+
+def shown_tests() -> Iterator[Any]:
+    for path, text in TEXTS.items():
+        for index, block in enumerate(blocks(text, "python")):
+            if "import testing" in block:
+                yield pytest.param(block, id=f"{name_of(path)}-{index}")
+
+
+@pytest.mark.parametrize("block", list(shown_tests()))
+def test_every_test_in_the_documents_passes(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    for name, value in names.items():
+        if name.startswith("test_"):
+            value()
+
+
+@pytest.mark.parametrize("example", ["first.py", "first.toml"])
+def test_the_first_pipeline_is_shown_as_it_is(example: str) -> None:
+    text = (ROOT / "examples" / example).read_text()
+    shown = re.sub(r'\A""".*?"""\s*', "", text, flags=re.DOTALL)
+    assert shown in TEXTS[ROOT / "docs" / "start.md"]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
@@ -149,7 +176,7 @@ def commands(group: click.Group, words: Words = ()) -> Iterator[tuple[str, click
             yield " ".join((*words, name)), command
 
 
-COMMANDS = dict(commands(main))
+COMMANDS = dict(commands(command_group))
 
 
 def command_lines(text: str) -> Iterator[str]:
@@ -199,9 +226,44 @@ def test_every_setting_is_documented_as_it_is() -> None:
     assert rows in text, f"docs/operations.md should have\n{rows}"
 
 
+# Metrics.
+
+
+def metric_names() -> set[str]:
+    """What the door and the core count, by their sources."""
+    door = (ROOT / "src" / "penstock" / "serve" / "metrics.py").read_text()
+    core = (ROOT / "native" / "src" / "gate" / "stats.rs").read_text()
+    stats = core[core.index("pub struct Stats") :]
+    names = re.findall(r'family\(\s*"(\w+)"', door)
+    return {*names, *re.findall(r"pub (\w+): (?:u64|Histogram)", stats)}
+
+
+@pytest.mark.parametrize("name", sorted(metric_names()))
+def test_every_metric_is_documented(name: str) -> None:
+    assert f"`penstock_{name}`" in TEXTS[ROOT / "docs" / "operations.md"]
+
+
 # HTTP.
 
 HTTP = yaml.safe_load((ROOT / "docs" / "http.yaml").read_text())
+CORE = "\n".join(path.read_text() for path in (ROOT / "native" / "src").rglob("*.rs"))
+CORE_CODES = set(
+    re.findall(r'(?:error_body\(|Refused\(\d+, |&?waiter, (?:\d+|\*?status), )"(\w+)"', CORE)
+)
+
+
+@pytest.mark.parametrize("code", sorted({*CODES, *CORE_CODES}))
+def test_every_error_code_is_documented(code: str) -> None:
+    assert f"`{code}`" in HTTP["info"]["description"]
+
+
+def test_the_doors_paths_are_the_documented_ones() -> None:
+    policies = (PolicyDoor("policy", 0, 1.0),)
+    routes = Routes(Doors(policies=policies, topics=(TopicDoor("topic", 0),)), DoorSettings())
+    found = [routes.find(re.sub(r"[{}]", "", path).encode())[0] for path in HTTP["paths"]]
+    documented = {route.name for route in found}
+    # A dry run is a parameter of decide, and what no route takes is refused.
+    assert documented == {route.name for route in routes} - {"dry_run", "refused"}
 
 
 def references(node: Any) -> Iterator[str]:

@@ -102,8 +102,8 @@ impl Batch {
         let _ = requested_schema;
         let data = StructArray::from(self.0.clone()).into_data();
         let (array, schema) = to_ffi(&data).map_err(|error| PyRuntimeError::new_err(error.to_string()))?;
-        let schema = PyCapsule::new(py, schema, Some(SCHEMA.to_owned()))?;
-        let array = PyCapsule::new(py, array, Some(ARRAY.to_owned()))?;
+        let schema = PyCapsule::new_with_value(py, schema, SCHEMA)?;
+        let array = PyCapsule::new_with_value(py, array, ARRAY)?;
         PyTuple::new(py, [schema, array])
     }
 
@@ -351,7 +351,7 @@ fn stats_json(py: Python<'_>, stats: &gate::Stats) -> Py<PyBytes> {
 }
 
 /// A disk in memory, for tests: it survives the gate, and loses what was not synced when it crashes.
-#[pyclass(frozen)]
+#[pyclass(frozen, from_py_object)]
 #[derive(Clone)]
 struct Memory(MemoryDisk);
 

@@ -42,7 +42,7 @@ fn bodies(count: usize) -> Vec<Vec<u8>> {
             i % 100,
             i % 100,
             (i % 10_000) as f64 / 7.0,
-            i % 2 == 0,
+            i.is_multiple_of(2),
             1 + i % 30,
             i % 60,
             i / 60 % 60,

@@ -10,6 +10,7 @@ import json
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -39,6 +40,8 @@ class StandIn:
     started: bool = False
     stopped: bool = False
     fails: str = ""  # the method that raises
+    full: str | None = None
+    failed: str | None = None
 
     def __post_init__(self) -> None:
         self._queue: queue.SimpleQueue[list[Request] | None] = queue.SimpleQueue()
@@ -67,13 +70,13 @@ class StandIn:
     def told(self, handle: int, /) -> None:
         self.told_handles.append(handle)
 
-    def fallback(self, target: int, body: bytes, /) -> tuple[int, bytes]:
+    def fallback(self, target: int, body: bytes, took_ns: int, /) -> tuple[int, bytes]:
         self._check("fallback")
         if not body.startswith(b"{"):
             return 422, b'{"error": {"code": "invalid_event", "message": "it is no event"}}'
         return 200, json.dumps({"timed_out": True, "cause": "deadline", "of": target}).encode()
 
-    def overload(self, target: int, body: bytes, /) -> tuple[int, bytes]:
+    def overload(self, target: int, body: bytes, took_ns: int, /) -> tuple[int, bytes]:
         if not body.startswith(b"{"):
             return 422, b'{"error": {"code": "invalid_event", "message": "it is no event"}}'
         return 200, json.dumps({"timed_out": True, "cause": "overload", "of": target}).encode()
@@ -84,10 +87,12 @@ class StandIn:
                 "beat": self.beat,
                 "queued": self._queue.qsize(),
                 "state_bytes": self.state_bytes,
-                "state_bytes_limit": 1_000,
-                "batches_total": len(self.batches),
-                "sync_seconds_total": 0.25,
-                "batch_rows": {"bounds": [1, 10], "counts": [3, 2, 1], "sum": 40},
+                "state_bytes_max": 1_000,
+                "full": self.full,
+                "failed": self.failed,
+                "commits": len(self.batches),
+                "decisions": [["authorise", 'a "quoted" outcome', 3]],
+                "sync_seconds": {"bounds": [0.5, 1.0], "counts": [3, 2, 1], "sum": 4.5},
             }
         ).encode()
 
@@ -118,7 +123,7 @@ class StandIn:
     def _run(self) -> None:
         while (requests := self._queue.get()) is not None:
             while self.stuck.is_set():
-                threading.Event().wait(0.002)
+                time.sleep(0.002)
             self.beat += 1
             self.requests += requests
             answers = [(request[0], self.script(request)) for request in requests]

@@ -77,26 +77,24 @@ impl Core {
                 return Ok(());
             }
         };
-        let lines = source.len();
-        let bulk = Bulk {
-            handle,
-            held_ns,
-            purpose,
-            source,
-            next: 0,
-            open: lines,
-            bodies: vec![Vec::new(); if matches!(purpose, Purpose::Decide(_)) { lines } else { 0 }],
-            offsets: vec![None; if matches!(purpose, Purpose::Events(_)) { lines } else { 0 }],
-            rejected: Vec::new(),
-            repeated: 0,
-            tells: Vec::new(),
-            told: false,
-        };
+        let number = self.insert_bulk(Bulk::new(handle, held_ns, purpose, source));
+        self.bulk_queue.push_back(number);
+        Ok(())
+    }
+
+    /// A place to gather the lines of a dry run, which takes nothing.
+    pub(super) fn open_dry_run(&mut self, request: &Request, lines: usize) -> u64 {
+        let nothing = Source::Text { body: Vec::new(), lines: vec![0..0; lines] };
+        let mut bulk = Bulk::new(request.handle, request.held_ns, Purpose::Decide(request.target), nothing);
+        bulk.next = lines;
+        self.insert_bulk(bulk)
+    }
+
+    fn insert_bulk(&mut self, bulk: Bulk) -> u64 {
         let number = self.next_number;
         self.next_number += 1;
         self.bulk.insert(number, bulk);
-        self.bulk_queue.push_back(number);
-        Ok(())
+        number
     }
 
     /// Take the next lines of the oldest large request, about one commit of them.
@@ -234,6 +232,24 @@ impl Core {
 }
 
 impl Bulk {
+    fn new(handle: u64, held_ns: u64, purpose: Purpose, source: Source) -> Bulk {
+        let lines = source.len();
+        Bulk {
+            handle,
+            held_ns,
+            purpose,
+            source,
+            next: 0,
+            open: lines,
+            bodies: vec![Vec::new(); if matches!(purpose, Purpose::Decide(_)) { lines } else { 0 }],
+            offsets: vec![None; if matches!(purpose, Purpose::Events(_)) { lines } else { 0 }],
+            rejected: Vec::new(),
+            repeated: 0,
+            tells: Vec::new(),
+            told: false,
+        }
+    }
+
     fn next_slice(&self, commit_bytes: usize, decision_bytes: usize) -> Range<usize> {
         let mut end = self.next;
         let mut bytes = 0;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
-use arrow_array::{Array, ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, UInt32Array};
+use arrow_array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, UInt32Array};
 
 use super::admit::{Commits, Id, Seen, SeenEvent, find_id, id_hash, id_hashes, id_value};
 use super::bulk::Bulk;
@@ -13,7 +13,7 @@ use super::{Answer, Clock, Kind, MODEL, REPEAT, Request, Tell, Told, error_body}
 use crate::answer::{self, DecisionWriter, Extra};
 use crate::conform::write_ipc;
 use crate::decide::{Case, Decider, Verdicts, no_score};
-use crate::decode::{Decoder, Refusal};
+use crate::decode::{Decoder, Refusal, split_lines};
 use crate::engine::{Engine, LATE, STATELESS};
 use crate::error::{Error, Result};
 use crate::follower::as_defined;
@@ -57,7 +57,7 @@ pub struct Core {
     /// Those of `bulk` that still have rows to take, in order.
     pub(super) bulk_queue: VecDeque<u64>,
     pub(super) bulk_turn: bool,
-    pending: BTreeMap<u64, Pending>,
+    pub(super) pending: BTreeMap<u64, Pending>,
     pub(super) next_number: u64,
     /// The answers of the cycle before: their callers may have been told the fallback while it ran.
     pub(super) last: Vec<(u64, Vec<Tell>)>,
@@ -65,7 +65,7 @@ pub struct Core {
 }
 
 /// Rows that wait for their model.
-struct Pending {
+pub(super) struct Pending {
     policy: usize,
     batch: Batch,
     waiters: Vec<Vec<Waiter>>,
@@ -106,7 +106,7 @@ pub(super) struct Cycle {
     pub finished: Vec<(Waiter, Vec<u8>, Option<Tell>)>,
     pub answers: Vec<Answer>,
     told: HashSet<u64>,
-    tells: Vec<Tell>,
+    pub tells: Vec<Tell>,
 }
 
 impl Core {
@@ -531,6 +531,28 @@ impl Core {
         let told = vec![false; queues.len()];
         let pending = Pending { policy, batch, waiters: queues, told, started_ns: 0, dry_run: true };
         self.conclude_dry_run(cycle, &pending, &score, verdicts)
+    }
+
+    /// A dry run's events: one in the body, or a line each; several are gathered under a number of their own.
+    fn dry_run_rows(&mut self, cycle: &mut Cycle, request: &Request) -> Result<Option<(RecordBatch, Vec<Waiter>)>> {
+        let topic = self.plan.policy_topic(request.target);
+        if request.kind == Kind::DryRun {
+            let decoded = self.decoders[topic].decode(std::iter::once(request.body.as_slice()));
+            if let Some((_, refusal)) = decoded.refused.first() {
+                cycle.answers.push(refused_answer(request.handle, refusal));
+                return Ok(None);
+            }
+            let waiter = Waiter::One { handle: request.handle, held_ns: request.held_ns, repeat: false };
+            return Ok(Some((decoded.batch, vec![waiter])));
+        }
+        let lines = split_lines(&request.body);
+        let decoded = self.decoders[topic].decode(lines.iter().copied());
+        let number = self.open_dry_run(request, lines.len());
+        for (line, refusal) in &decoded.refused {
+            self.refuse_line(number, *line as usize, refusal_body(refusal));
+        }
+        let waiters = decoded.rows.iter().map(|&line| Waiter::Line { bulk: number, line: line as usize }).collect();
+        Ok(Some((decoded.batch, waiters)))
     }
 
     fn conclude_dry_run(

@@ -49,6 +49,12 @@ impl Filter {
         line.0.iter().zip(bits(hash)).fold(1, |all, (word, bit)| all & (word >> bit)) == 1
     }
 
+    /// Bring the hash's line into the cache; the value is of no use but to the optimiser.
+    #[inline]
+    pub(super) fn touch(&self, hash: u64) -> u64 {
+        self.lines[self.line_of(hash)].0[0]
+    }
+
     pub(super) fn lines(&self) -> u64 {
         self.lines.len() as u64
     }

@@ -3,15 +3,16 @@
 //! Its filter and its fences are in memory: most new ids cost one cache miss and no read, all others one read.
 
 use std::fmt::Display;
+use std::hint::black_box;
 use std::io;
 use std::sync::Arc;
 
 use crc32c::crc32c_append;
 
-use super::Span;
 use super::filter::{Filter, LINE_BYTES};
 use super::format::{self, BLOCK_BYTES, BLOCK_ENTRIES, Block, Header};
 use super::open::unfinished;
+use super::{GROUP, Span};
 use crate::disk::{Disk, File, Mode};
 use crate::error::{Error, Result};
 
@@ -53,6 +54,12 @@ impl Generation {
         &self.path
     }
 
+    /// See `Filter::touch`.
+    #[inline]
+    pub(super) fn touch(&self, hash: u64) -> u64 {
+        self.filter.touch(hash)
+    }
+
     #[inline]
     pub(super) fn may_hold(&self, hash: u64) -> bool {
         self.filter.may_hold(hash)
@@ -76,9 +83,12 @@ impl Generation {
     /// Append (position, address) by position, and for each newest first.
     pub(super) fn find_batch(&self, hashes: &[u64], found: &mut Vec<(usize, u64)>) -> Result<()> {
         let mut addresses = Vec::new();
-        for (position, hash) in hashes.iter().enumerate().filter(|(_, hash)| self.may_hold(**hash)) {
-            self.find(*hash, &mut addresses)?;
-            found.extend(addresses.drain(..).map(|address| (position, address)));
+        for (group, start) in hashes.chunks(GROUP).zip((0..).step_by(GROUP)) {
+            black_box(group.iter().fold(0, |values, hash| values ^ self.touch(*hash)));
+            for (position, hash) in (start..).zip(group).filter(|(_, hash)| self.may_hold(**hash)) {
+                self.find(*hash, &mut addresses)?;
+                found.extend(addresses.drain(..).map(|address| (position, address)));
+            }
         }
         Ok(())
     }

@@ -19,6 +19,7 @@ mod table;
 mod task;
 
 use std::collections::VecDeque;
+use std::hint::black_box;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -33,6 +34,8 @@ use task::Task;
 
 /// Full tables beyond this many are waited for: ids would otherwise come faster than the disk takes them.
 const FULL_TABLES_MAX: usize = 4;
+/// The places of so many hashes are touched before the first is looked at: their cache misses then overlap.
+const GROUP: usize = 32;
 
 /// The hash under which a topic's event id is kept; an id that is text is given as its UTF-8.
 pub fn hash(topic: u16, id: &[u8]) -> u64 {
@@ -173,6 +176,8 @@ impl Ids {
 
     /// Append all addresses of a hash, newest first.
     pub fn find(&self, hash: u64, found: &mut Vec<u64>) -> Result<()> {
+        // The places in all generations first, for their cache misses to overlap.
+        black_box(self.generations.iter().fold(0, |values, generation| values ^ generation.touch(hash)));
         for table in self.tables() {
             table.find(hash, found);
         }

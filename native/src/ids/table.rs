@@ -1,6 +1,8 @@
 //! The newest ids, in memory: entries in order of arrival, and a hash table of their numbers.
 
-use super::Span;
+use std::hint::black_box;
+
+use super::{GROUP, Span};
 
 /// Slots are probed one after another and never freed, so several addresses of one hash are met in order of arrival.
 pub(super) struct Table {
@@ -11,8 +13,6 @@ pub(super) struct Table {
 }
 
 const TAG: u64 = 0xffff_ffff_0000_0000;
-/// So many home slots are read before the first is used: their cache misses then overlap.
-const GROUP: usize = 32;
 
 impl Table {
     pub(super) fn with_capacity(ids: usize) -> Table {
@@ -23,7 +23,7 @@ impl Table {
     pub(super) fn insert(&mut self, hashes: &[u64], address: u64, span: Span) {
         self.grow(hashes.len());
         for group in hashes.chunks(GROUP) {
-            self.read_home_slots(group);
+            self.touch_all(group);
             for hash in group {
                 self.insert_slot(*hash, self.entries.len());
                 self.entries.push((*hash, address));
@@ -46,12 +46,18 @@ impl Table {
     pub(super) fn find_batch(&self, hashes: &[u64], found: &mut Vec<(usize, u64)>) {
         let mut addresses = Vec::new();
         for (group, start) in hashes.chunks(GROUP).zip((0..).step_by(GROUP)) {
-            self.read_home_slots(group);
+            self.touch_all(group);
             for (hash, number) in group.iter().zip(start..) {
                 self.find(*hash, &mut addresses);
                 found.extend(addresses.drain(..).map(|address| (number, address)));
             }
         }
+    }
+
+    /// Bring the hash's home slot into the cache; the value is of no use but to the optimiser.
+    #[inline]
+    pub(super) fn touch(&self, hash: u64) -> u64 {
+        self.slots[self.home(hash)]
     }
 
     /// The entries by hash; those of one hash in order of arrival.
@@ -114,9 +120,8 @@ impl Table {
         }
     }
 
-    fn read_home_slots(&self, hashes: &[u64]) {
-        let values = hashes.iter().fold(0, |values, hash| values ^ self.slots[self.home(*hash)]);
-        std::hint::black_box(values);
+    fn touch_all(&self, hashes: &[u64]) {
+        black_box(hashes.iter().fold(0, |values, hash| values ^ self.touch(*hash)));
     }
 }
 

@@ -189,7 +189,7 @@ fn a_crash_at_any_call_of_the_disk_loses_nothing_and_leaves_no_damage() {
     let mut ids = log.open(&disk, settings(16)).unwrap();
     follow(&mut log, &mut ids).unwrap();
     let steps = disk.steps();
-    assert!(steps > 1000, "{steps} steps are too few to show anything");
+    assert!(steps > 700, "{steps} steps are too few to show anything");
     let lefts = [Left::Everything, Left::Nothing, Left::Some(1), Left::Some(2), Left::Some(3)];
     for (step, left) in (0..steps).flat_map(|step| lefts.map(|left| (step, left))) {
         crash_and_go_on(step, left);

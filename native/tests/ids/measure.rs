@@ -1,13 +1,13 @@
 //! The index at its real size. Not part of the usual run:
 //! `cargo test --release --test ids -- --ignored --nocapture measure`
 
-use std::hint::black_box;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use penstock_native::disk::RealDisk;
 use penstock_native::ids::{Ids, Settings, Stats, hash_int64};
+use rustix::time::{ClockId, clock_gettime};
 
 const IDS: u64 = 50_000_000;
 const COMMIT_IDS: u64 = 1000;
@@ -39,8 +39,7 @@ impl Drop for Folder {
 fn measure_fifty_million_ids() {
     let folder = Folder::new("measure");
     let mut ids = folder.open();
-    let inserting = insert_all(&mut ids);
-    println!("insert, with merges beside it: {:.0} ns an id", per(inserting, IDS));
+    print("insert, with merges beside it", timed(|| insert_all(&mut ids)), IDS);
     print_finds("while merging", &ids);
     settle(&mut ids);
     print_stats(&ids.stats());
@@ -48,13 +47,10 @@ fn measure_fifty_million_ids() {
     drop(ids);
     let start = Instant::now();
     let mut ids = folder.open();
-    let covered = ids.covered();
     println!("start: {:.3} s for {} ids", start.elapsed().as_secs_f64(), ids.stats().ids);
-    let start = Instant::now();
-    for commit in covered + 1..=IDS / COMMIT_IDS {
-        insert_commit(&mut ids, commit);
-    }
-    println!("insert into an idle table: {:.0} ns an id", per(start.elapsed(), IDS - covered * COMMIT_IDS));
+    let missing = ids.covered() + 1..=IDS / COMMIT_IDS;
+    let count = (missing.end() + 1 - missing.start()) * COMMIT_IDS;
+    print("insert again", timed(|| missing.for_each(|commit| insert_commit(&mut ids, commit))), count);
     print_finds("after the start", &ids);
 }
 
@@ -65,17 +61,16 @@ fn insert_commit(ids: &mut Ids, sequence: u64) {
     ids.insert_batch(&hashes, sequence * 16384, sequence, (sequence * COMMIT_IDS * 25) as i64);
 }
 
-fn insert_all(ids: &mut Ids) -> Duration {
-    let start = Instant::now();
-    let mut longest = Duration::ZERO;
+fn insert_all(ids: &mut Ids) {
+    let mut longest = (Duration::ZERO, Duration::ZERO);
     for sequence in 1..=IDS / COMMIT_IDS {
-        let commit_start = Instant::now();
-        insert_commit(ids, sequence);
-        ids.flushable(sequence).unwrap();
-        longest = longest.max(commit_start.elapsed());
+        let commit = timed(|| {
+            insert_commit(ids, sequence);
+            ids.flushable(sequence).unwrap();
+        });
+        longest = longest.max(commit);
     }
-    println!("longest commit: {longest:?}");
-    start.elapsed()
+    println!("longest commit: {:?}, {:?} of it on a core", longest.0, longest.1);
 }
 
 fn settle(ids: &mut Ids) {
@@ -100,23 +95,32 @@ fn print_finds(when: &str, ids: &Ids) {
     let new: Vec<u64> = (IDS..IDS + PROBES).map(|id| hash_int64(1, id as i64)).collect();
     let old: Vec<u64> = (0..PROBES / 8).map(|id| hash_int64(1, (id * 97 % IDS) as i64)).collect();
     let mut found = Vec::new();
-    let start = Instant::now();
-    new.iter().for_each(|hash| ids.find(*hash, black_box(&mut found)).unwrap());
-    println!("{when}: new id alone {:.0} ns", per(start.elapsed(), PROBES));
-    let start = Instant::now();
+    let alone = timed(|| new.iter().for_each(|hash| ids.find(*hash, &mut found).unwrap()));
+    print(&format!("{when}: new id alone"), alone, PROBES);
+    assert!(found.is_empty());
     let mut found = Vec::new();
-    new.chunks(1000).for_each(|hashes| ids.find_batch(hashes, black_box(&mut found)).unwrap());
-    println!(
-        "{when}: new id in a batch of 1000 {:.0} ns, {} found",
-        per(start.elapsed(), PROBES),
-        found.len()
-    );
-    let start = Instant::now();
+    let batched = timed(|| new.chunks(1000).for_each(|hashes| ids.find_batch(hashes, &mut found).unwrap()));
+    print(&format!("{when}: new id in a batch of 1000"), batched, PROBES);
+    assert!(found.is_empty());
     let mut found = Vec::new();
-    old.iter().for_each(|hash| ids.find(*hash, &mut found).unwrap());
-    println!("{when}: seen id {:.0} ns, {} found", per(start.elapsed(), PROBES / 8), found.len());
+    let seen = timed(|| old.iter().for_each(|hash| ids.find(*hash, &mut found).unwrap()));
+    print(&format!("{when}: seen id"), seen, PROBES / 8);
+    assert_eq!(found.len(), old.len());
 }
 
-fn per(time: Duration, count: u64) -> f64 {
-    time.as_nanos() as f64 / count as f64
+/// The time that it took, and the time of it that this thread had a core: less, where others are at work.
+fn timed(work: impl FnOnce()) -> (Duration, Duration) {
+    let (start, cpu_start) = (Instant::now(), cpu_time());
+    work();
+    (start.elapsed(), cpu_time() - cpu_start)
+}
+
+fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+fn print(what: &str, (time, cpu): (Duration, Duration), count: u64) {
+    let per = |time: Duration| time.as_nanos() as f64 / count as f64;
+    println!("{what}: {:.0} ns an id, {:.0} of them on a core", per(time), per(cpu));
 }

@@ -1,9 +1,9 @@
-"""Frames on the socket between the gate and a model's process: some parts, each with its batch's number.
+"""Frames on the socket between the gate and a model's process: parts, each of one batch.
 
-    ┌────────────┐  ┌──────────┬───────┬─────────┬─────────┐
-    │ length u32 │  │ number   │ state │ length  │ payload │  … more parts
-    └────────────┘  │ u64      │ u8    │ u32     │         │
-                    └──────────┴───────┴─────────┴─────────┘
+┌────────────┐  ┌──────────┬───────┬─────────┬─────────┐
+│ length u32 │  │ number   │ state │ length  │ payload │  … more parts
+└────────────┘  │ u64      │ u8    │ u32     │         │
+                └──────────┴───────┴─────────┴─────────┘
 """
 
 from __future__ import annotations

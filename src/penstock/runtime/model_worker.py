@@ -2,8 +2,8 @@
 
     python -m penstock.runtime.model_worker APP MODEL FD
 
-It exists so that nothing a user's function does (sleep, raise, crash, keep the GIL) can reach an answer's
-time. It ends with its parent, whichever way that ends.
+It exists so that nothing a user's function does (sleep, raise, crash, keep the GIL) can reach an
+answer's time. It ends with its parent, whichever way that ends.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> None:
 
 
 def live_with_parent(gate: socket.socket) -> None:
-    """End when the gate does, and not before: a signal to the whole group is the gate's to handle."""
+    """End when the gate does, and not before: a signal to the group is the gate's to handle."""
     os.set_inheritable(gate.fileno(), False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -87,7 +87,7 @@ def read_exactly(gate: socket.socket, size: int) -> bytes | None:
 
 
 def score_parts(parts: list[Part], function: Score) -> list[Part]:
-    """Score all batches in one call; if that fails each alone, so that one bad row costs only its own batch."""
+    """Score all batches in one call; if that fails each alone: a bad row costs only its own."""
     import polars as pl
 
     try:
@@ -116,29 +116,29 @@ def cut(scores: bytes, frames: list[pl.DataFrame]) -> list[bytes]:
 def score(frame: pl.DataFrame, function: Score) -> bytes:
     """The function's answer as little-endian float64s, NaN for null.
 
-    Raises `WrongAnswer` where it is not one number a row.
+    Raises `WrongAnswerError` where it is not one number a row.
     """
     import numpy as np
     import polars as pl
 
     scores = function(frame)
     if not isinstance(scores, pl.Series):
-        raise WrongAnswer(f"the model returned {type(scores).__name__}, not a polars Series")
+        raise WrongAnswerError(f"the model returned {type(scores).__name__}, not a polars Series")
     if not scores.dtype.is_numeric():
-        raise WrongAnswer(f"the model returned a Series of {scores.dtype}, not of numbers")
+        raise WrongAnswerError(f"the model returned a Series of {scores.dtype}, not of numbers")
     if len(scores) != frame.height:
-        raise WrongAnswer(f"the model returned {len(scores)} scores for {frame.height} rows")
+        raise WrongAnswerError(f"the model returned {len(scores)} scores for {frame.height} rows")
     numbers = scores.cast(pl.Float64).fill_null(float("nan")).to_numpy()
     return np.where(np.isfinite(numbers), numbers, np.nan).astype("<f8", copy=False).tobytes()
 
 
-class WrongAnswer(Exception):
+class WrongAnswerError(Exception):
     """The function returned something else than scores; the message holds no values."""
 
 
 def describe(error: Exception) -> str:
-    """What went wrong and where, without the error's own words: those may hold an event's values."""
-    if isinstance(error, WrongAnswer):
+    """What went wrong and where, not in the error's own words: those may hold an event's values."""
+    if isinstance(error, WrongAnswerError):
         return str(error)
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""

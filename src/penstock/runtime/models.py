@@ -1,12 +1,12 @@
-"""The gate's side of models: one process each, fed with batches, given up on when it takes too long.
+"""The gate's side of models: one process each, fed with batches, given up when it takes too long.
 
              start              loaded, warmed up            a batch
     down ───────────▶ starting ───────────────────▶ ready ◀──────────▶ at work
       ▲                  │                            │                   │
       └──── back-off ────┴──────── ended ─────────────┴──── too long ─────┘
 
-Nothing here waits: whatever happens to a model, its batches are answered, scored or failed, and no other
-work of the gate is held back. While a model is down its batches fail at once.
+Nothing here waits: whatever happens to a model, its batches are answered, scored or failed, and no
+other work of the gate is held back. While a model is down its batches fail at once.
 """
 
 from __future__ import annotations
@@ -59,9 +59,10 @@ Scored = Callable[[int, bytes], None]
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model: its name in the user's file `app`, and the shortest deadline of the policies that use it.
+    """A model: its name in the user's file `app`, and the shortest deadline of its policies.
 
-    `warm_up` is an Arrow stream of no rows with the columns that batches will have; empty leaves it out.
+    `warm_up` is an Arrow stream of no rows with the columns that batches will have; empty leaves
+    the warm-up out.
     """
 
     name: str
@@ -72,10 +73,10 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class ModelLimits:
-    """`batch_s` is a batch's time in the process; 0 means 20 deadlines, at least a second."""
+    """`batch_s` is a batch's time in the process; None means 20 deadlines, at least a second."""
 
     start_s: float = 60.0
-    batch_s: float = 0.0
+    batch_s: float | None = None
     queue_max: int = 256
 
     def batch_limit_s(self, spec: ModelSpec) -> float:
@@ -340,6 +341,6 @@ async def _connect(loop: asyncio.AbstractEventLoop, pipe: Pipe, ours: socket.soc
 
 
 def _reap(process: subprocess.Popen[bytes]) -> None:
-    """Take the exit status of a killed process when there is one; waiting for it would hold the gate back."""
+    """Take a killed process's exit status when it is there; waiting would hold the gate back."""
     if process.poll() is None:
         asyncio.get_running_loop().call_later(REAP_S, _reap, process)

@@ -1,6 +1,7 @@
 """What leaves the door: status lines and headers made once, and refusals in one shape.
 
-Every error, the door's and the core's, is `{"error": {"code": …, "message": …}}`; a code has one status.
+Every error, the door's and the core's, is `{"error": {"code": …, "message": …}}`; a code has one
+status.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ _RETRY_LATER = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 _HEADS_MAX = 4_096
 
 
-class Refusal(Exception):
-    """A request that the door itself answers, with an error; raised where reading must stop at once."""
+class Refusal(Exception):  # noqa: N818 - it is an answer too
+    """A request that the door answers with an error; raised where reading must stop at once."""
 
     def __init__(self, code: str, message: str, form: int = 0, **more: Any) -> None:
         super().__init__(message)
@@ -69,7 +70,7 @@ def error_body(code: str, message: str, **more: Any) -> bytes:
 
 
 class Answers:
-    """Makes answers' bytes. Heads are kept by status, length and form until the `Date` in them changes."""
+    """Makes answers' bytes. Heads are kept by status, length and form until their date changes."""
 
     __slots__ = ("_date", "_heads")
 
@@ -123,4 +124,4 @@ def _media_type(status: int, form: int) -> bytes:
     if form & TEXT:
         return b"text/plain; version=0.0.4; charset=utf-8"
     # The core answers a body that cannot be read with one JSON error, whatever was sent.
-    return b"application/x-ndjson" if form & NDJSON and status == HTTPStatus.OK else b"application/json"
+    return b"application/x-ndjson" if form & NDJSON and status == 200 else b"application/json"

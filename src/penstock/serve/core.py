@@ -34,19 +34,21 @@ Answer = tuple[int, int, bytes, int]
 class Gate(Protocol):
     """The core, as the door sees it.
 
-    Guarantees: no method but `stop` blocks; every submitted request but SCORES is answered by one `take`,
-    in any order; an answer is only taken after what it promises is on disk. A status is an HTTP status and a
-    body its JSON (NDJSON for the 200 of DECIDE_MANY and DRY_RUN_MANY).
-    Does not promise: to answer in time, or at all while a disk or a model hangs; that is the door's part.
-    A method that raises has lost the core: the door stops the process.
+    Guarantees: no method but `stop` blocks; every submitted request but SCORES is answered by one
+    `take`, in any order; an answer can be taken only after what it promises is on disk. A status is
+    an HTTP status and a body its JSON (NDJSON for the 200 of DECIDE_MANY and DRY_RUN_MANY).
+
+    Does not promise: to answer in time, or at all while a disk or a model hangs; that is the door's
+    part. A method that raises, or `failed` in the stats, says that the core is lost: the door then
+    stops the process.
     """
 
     def start(self) -> int:
-        """Start the core's thread; the eventfd that turns readable when there is something to take."""
+        """Start the core's thread; the eventfd that turns readable when something can be taken."""
         ...
 
     def submit(self, requests: list[Request], /) -> None:
-        """Hand over requests: (handle, kind, target, body, `time.monotonic_ns()` when it was held whole)."""
+        """Hand over requests: (handle, kind, target, body, when it was held by `monotonic_ns`)."""
         ...
 
     def take(self) -> list[Answer]:
@@ -57,21 +59,20 @@ class Gate(Protocol):
         """Record with the next commit that this request was told the fallback at its deadline."""
         ...
 
-    def fallback(self, target: int, body: bytes, /) -> tuple[int, bytes]:
-        """The deadline's answer for one JSON event: 200 with the fallback, or 422 where it is no event."""
+    def fallback(self, target: int, body: bytes, took_ns: int, /) -> tuple[int, bytes]:
+        """The deadline's answer for one JSON event: 200 and the fallback, or 422 if it is none."""
         ...
 
-    def overload(self, target: int, body: bytes, /) -> tuple[int, bytes]:
+    def overload(self, target: int, body: bytes, took_ns: int, /) -> tuple[int, bytes]:
         """The same with cause `overload`; it is not recorded."""
         ...
 
     def stats(self) -> bytes:
-        """The core's numbers as one flat JSON object, from counters that no work holds locked.
+        """The core's numbers as one JSON object, from a copy that no work holds locked.
 
-        A number under a name that ends in `_total` is a counter, another number a gauge, and an object
-        `{"bounds": [...], "counts": [...], "sum": x}` a histogram (one count more than bounds). The door
-        reads by name: `beat` (rises with each cycle of the core), `queued` (requests not yet taken),
-        `state_bytes` and `state_bytes_limit`.
+        Readiness reads `beat` (rises with each cycle), `state_bytes` of `state_bytes_max`, `full`
+        (why nothing is taken at present, or null) and `failed` (why the core has ended, or null).
+        A histogram is `{"bounds": [...], "counts": [...], "sum": x}`, one count more than bounds.
         """
         ...
 

@@ -1,7 +1,7 @@
 """Deadlines: whoever waited too long, in the order in which they began to wait.
 
-All who wait on one deadline wait equally long, so that the first to come is the first to expire: a queue and
-one timer for its head, armed about once per deadline however many requests pass.
+All who wait on one deadline wait equally long, so that the first to come is the first to expire: a
+queue, and one timer for its head, armed about once per deadline however many requests pass.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Deadline:
             self._set_timer(left_ns / 1e9)
 
     def pass_by(self, now_ns: int) -> None:
-        """Expire those whose time has come by `now_ns`, and let go of those who have their answer."""
+        """Expire those whose time has come, and let go of those who have their answer."""
         waiting = self.waiting
         before = now_ns - self.within_ns
         for _ in range(_EXPIRED_PER_TURN):

@@ -12,7 +12,6 @@ from typing import Any
 
 from penstock.runtime.models import Models
 from penstock.serve.answers import error_body
-from penstock.serve.core import Gate
 from penstock.serve.http import Door
 
 WARN_FROM = 0.8
@@ -21,8 +20,7 @@ WARN_FROM = 0.8
 class Health:
     """`GET /healthz` and `GET /readyz`."""
 
-    def __init__(self, *, core: Gate, door: Door, models: Models) -> None:
-        self._core = core
+    def __init__(self, *, door: Door, models: Models) -> None:
         self._door = door
         self._models = models
         self._beat = -1
@@ -32,7 +30,7 @@ class Health:
         return 200, b'{"alive": true}', 0
 
     def ready(self) -> tuple[int, bytes, int]:
-        stats = self._stats()
+        stats = self._door.relay.core_stats()
         reasons = list(self._reasons(stats))
         if reasons:
             return 503, error_body("not_ready", "; ".join(reasons), reasons=reasons), 0
@@ -41,13 +39,9 @@ class Health:
     def watch(self, now_ns: int) -> None:
         """Notice whether the core moves; called with every tick."""
         if self._door.relay.pending:
-            self._note(self._stats(), now_ns)
+            self._note(self._door.relay.core_stats(), now_ns)
         else:
             self._moved_ns = now_ns
-
-    def _stats(self) -> dict[str, Any]:
-        stats: dict[str, Any] = json.loads(self._core.stats())
-        return stats
 
     def _note(self, stats: dict[str, Any], now_ns: int) -> None:
         if stats["beat"] != self._beat or not self._door.relay.pending:
@@ -63,7 +57,11 @@ class Health:
             waiting = len(self._door.relay.pending)
             still_s = (now_ns - self._moved_ns) / 1e9
             yield f"the gate has stood still for {still_s:.0f} s with {waiting:,} requests waiting"
-        if 0 < stats["state_bytes_limit"] <= stats["state_bytes"]:
+        if stats["failed"] is not None:
+            yield f"the gate has ended: {stats['failed']}"
+        if stats["full"] is not None:
+            yield f"nothing is taken at present: {stats['full']}"
+        if 0 < stats["state_bytes_max"] <= stats["state_bytes"]:
             yield "the state is full: new keys get the fallback"
         for worker in self._models.workers:
             if not worker.ready:
@@ -71,6 +69,6 @@ class Health:
 
 
 def warnings(stats: dict[str, Any]) -> Iterator[str]:
-    size, limit = stats["state_bytes"], stats["state_bytes_limit"]
+    size, limit = stats["state_bytes"], stats["state_bytes_max"]
     if limit and size >= WARN_FROM * limit:
         yield f"the state is {size / limit:.0%} full"

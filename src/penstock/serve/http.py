@@ -3,8 +3,8 @@
     data_received ─▶ parser ─▶ on_url, on_header … on_message_complete ─▶ Exchange ─▶ relay
     transport ◀─ flush ◀─ the answers at the head of the queue
 
-There is no coroutine, no task and no timer for a request: at tens of thousands a second each would cost as
-much as everything else here. One tick for all connections finds those that take too long.
+There is no coroutine, no task and no timer for a request: at tens of thousands a second each would
+cost as much as everything else here. One tick for all connections finds those that take too long.
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ from penstock.serve.settings import DoorSettings
 
 logger = logging.getLogger("penstock.serve")
 
-# Bodies up to this size are bounded by the number of connections; larger ones take from the reserve.
+# Bodies up to this size are bounded by the number of connections; larger ones take from a reserve.
 SMALL_BODY = 64 << 10
 WRITE_BUFFER_MAX = 256 << 10
-# A connection that is done stays half open for a moment, so that a reset does not destroy the last answer on
-# its way (RFC 9112, 9.6); so many above the limit of connections may do so.
+# A connection that is done stays half open for a moment, so that a reset does not destroy the last
+# answer on its way (RFC 9112, 9.6); so many above the limit of connections may do so.
 LINGER_NS = 2_000_000_000
 LINGERING_MAX = 100
 HEADS_MAX = 1_000
+CHECKED_PER_TURN = 500
 
 _RARE_HEADERS = (b"content-encoding", b"expect", b"transfer-encoding", b"upgrade")
 
@@ -72,12 +73,18 @@ class Door:
         self.heads[head_bytes] = head
 
     def check(self, now_ns: int) -> None:
-        """End what takes too long."""
-        for connection in list(self.connections):
+        """End what takes too long, some connections a turn of the loop."""
+        self._check_some(list(self.connections), now_ns)
+
+    def _check_some(self, connections: list[Connection], now_ns: int) -> None:
+        for connection in connections[-CHECKED_PER_TURN:]:
             connection.check(now_ns)
+        del connections[-CHECKED_PER_TURN:]
+        if connections:
+            asyncio.get_running_loop().call_soon(self._check_some, connections, now_ns)
 
     def stop(self) -> None:
-        """Take no more; connections close as their last answer leaves, those without a request now."""
+        """Take no more; a connection closes with its last answer, one without a request now."""
         self.stopping = True
         for connection in list(self.connections):
             connection.stop()
@@ -107,10 +114,38 @@ class Connection(asyncio.Protocol):
     """One client. `queue` holds its exchanges in order until their answers are written."""
 
     __slots__ = (
-        "_active_ns", "_began_ns", "_body", "_continue_due", "_door", "_ended", "_form", "_head_bytes", "_head_count",
-        "_head", "_hosts", "_id", "_kind", "_length", "_lingering", "_media", "_now_ns", "_parser", "_parts",
-        "_paused_ns", "_rare", "_reading", "_reading_paused", "_refusal", "_reserved", "_route", "_size",
-        "_transport", "_unparsed", "_url", "_whole", "queue",
+        "_active_ns",
+        "_began_ns",
+        "_body",
+        "_continue_due",
+        "_door",
+        "_ended",
+        "_form",
+        "_head",
+        "_head_bytes",
+        "_head_count",
+        "_headed",
+        "_hosts",
+        "_id",
+        "_kind",
+        "_length",
+        "_lingering",
+        "_media",
+        "_now_ns",
+        "_parser",
+        "_paused_ns",
+        "_rare",
+        "_reading",
+        "_reading_paused",
+        "_refusal",
+        "_reserved",
+        "_route",
+        "_size",
+        "_transport",
+        "_unparsed",
+        "_url",
+        "_whole",
+        "queue",
     )  # fmt: skip
 
     def __init__(self, door: Door) -> None:
@@ -144,8 +179,8 @@ class Connection(asyncio.Protocol):
         self._form = 0
         self._id = b""
         self._refusal: Refusal | None = None
-        self._body = b""
-        self._parts: list[bytes] | None = None
+        self._headed = False  # its head has been read: more headers are trailers
+        self._body: bytes | bytearray = b""
         self._size = 0
         self._reserved = 0
 
@@ -202,6 +237,9 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head_bytes += len(name) + len(value)
         self._head_count += 1
+        if self._headed:
+            self._check_head_size()
+            return
         name = name.lower()
         if name == b"content-length":
             self._length = int(value)
@@ -216,6 +254,7 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """Decide what is asked: refuse it once it is read, or raise to stop reading it."""
+        self._headed = True
         self._check_head()
         try:
             self._find_route()
@@ -235,10 +274,11 @@ class Connection(asyncio.Protocol):
             return
         if not self._body:
             self._body = data
-        elif self._parts is None:
-            self._parts = [self._body, data]
+        elif isinstance(self._body, bytes):
+            # Not a list of pieces: a byte sent alone would take forty.
+            self._body = bytearray(self._body + data)
         else:
-            self._parts.append(data)
+            self._body += data
 
     def on_message_complete(self) -> None:
         self._whole = True
@@ -246,8 +286,6 @@ class Connection(asyncio.Protocol):
         closing = self._door.stopping or not self._parser.should_keep_alive()
         if closing:
             self._form |= CLOSE
-        if self._parts is not None:
-            self._body = b"".join(self._parts)
         if self._id:
             self._body = self._id
         exchange = self._add_exchange()
@@ -267,7 +305,7 @@ class Connection(asyncio.Protocol):
     # Answers leave.
 
     def flush(self) -> None:
-        """Write the answers at the head of the queue; what goes wrong here stays on this connection."""
+        """Write the answers at the head of the queue; what goes wrong stays on this connection."""
         if self._paused_ns:
             return
         try:
@@ -288,15 +326,24 @@ class Connection(asyncio.Protocol):
                 self._door.relay.settle(exchange)
         if ready:
             self._transport.write(ready[0] if len(ready) == 1 else b"".join(ready))
-        if form & CLOSE or not (self._reading or queue):
+        if form & CLOSE or not (queue or self._reading) or self._idle_at_end():
             self._finish()
         elif self._reading_paused or self._continue_due:
             self._read_on()
+
+    def _idle_at_end(self) -> bool:
+        return self._door.stopping and self._whole and not self.queue
 
     # What takes too long, or must end.
 
     def check(self, now_ns: int) -> None:
         """End this connection, or its request, if it has had its time."""
+        try:
+            self._check_times(now_ns)
+        except Exception as error:
+            self.abort(f"ending it failed: {type(error).__name__}")
+
+    def _check_times(self, now_ns: int) -> None:
         settings = self._door.settings
         if self._paused_ns:
             if now_ns - self._paused_ns > settings.write_s * 1e9:
@@ -313,14 +360,12 @@ class Connection(asyncio.Protocol):
             self._finish()
 
     def stop(self) -> None:
-        """Answer what is held, take no more."""
-        if not self._whole:
-            return  # the request that is arriving will be the last
-        self._reading = False
-        if self.queue:
+        """Answer what is held, take no more; a request that is arriving will be the last."""
+        if self.queue and self._whole:
+            self._reading = False
             self.queue[-1].form |= CLOSE
-        elif not self._lingering:
-            self._finish()
+        elif self._whole:
+            self.flush()
 
     def busy(self) -> bool:
         unread = self._transport.get_write_buffer_size() > 0
@@ -335,7 +380,7 @@ class Connection(asyncio.Protocol):
     # The steps of these.
 
     def _receive_from_start(self, data: bytes) -> None:
-        """Take what begins with a request; one whose head is known by its bytes need not be parsed."""
+        """Take what begins with a request; where its bytes are known it is not parsed."""
         door = self._door
         head_bytes = data[: data.find(b"\r\n\r\n") + 4]
         head = door.heads.get(head_bytes)
@@ -350,7 +395,7 @@ class Connection(asyncio.Protocol):
             return
         self._head = None
         self._parse(data)
-        # Only the head of a request that was all there was: the same bytes then mean the same again.
+        # Only where one request was all there was: the same bytes then mean the same again.
         if self._head is not None and len(data) == len(head_bytes) + self._head.length:
             door.learn(head_bytes, self._head)
 
@@ -365,14 +410,9 @@ class Connection(asyncio.Protocol):
                 self._refuse(_refusal(error))
 
     def _check_head(self) -> None:
-        settings = self._door.settings
-        if len(self._url) > settings.header_bytes_max:
+        if len(self._url) > self._door.settings.header_bytes_max:
             raise Refusal("url_too_long", "the URL is too long")
-        if (
-            self._head_bytes > settings.header_bytes_max
-            or self._head_count > settings.header_count_max
-        ):
-            raise self._headers_too_large()
+        self._check_head_size()
         if self._rare is not None and self._parser.should_upgrade():
             raise _malformed("a change of protocol is not offered")
         if self._hosts != 1 and (self._hosts or self._parser.get_http_version() != "1.0"):
@@ -427,18 +467,20 @@ class Connection(asyncio.Protocol):
         """A request has begun and not ended: from now on its time runs, and its head is bounded."""
         if not self._began_ns:
             self._began_ns = self._now_ns
-        elif self._route is None and self._refusal is None:
+        elif not self._headed:
+            # The parser keeps a header that never ends, and says nothing of it until then.
             self._unparsed += size
-            if self._unparsed > self._door.settings.header_bytes_max:
-                raise self._headers_too_large()
+            self._check_head_size()
 
-    def _headers_too_large(self) -> Refusal:
+    def _check_head_size(self) -> None:
         settings = self._door.settings
-        return Refusal(
-            "headers_too_large",
-            f"a head has at most {settings.header_bytes_max:,} bytes"
-            f" and {settings.header_count_max:,} headers",
-        )
+        size = max(self._head_bytes, self._unparsed)
+        if size > settings.header_bytes_max or self._head_count > settings.header_count_max:
+            raise Refusal(
+                "headers_too_large",
+                f"a head has at most {settings.header_bytes_max:,} bytes"
+                f" and {settings.header_count_max:,} headers",
+            )
 
     def _plain(self) -> bool:
         """Whether nothing but a small body of known length comes after this head."""
@@ -447,7 +489,9 @@ class Connection(asyncio.Protocol):
 
     def _add_exchange(self) -> Exchange:
         route = self._route or self._door.routes.refused
-        exchange = Exchange(self, route, self._kind or 0, self._body, self._form, self._now_ns)
+        exchange = Exchange(
+            self, route, self._kind or 0, bytes(self._body), self._form, self._now_ns
+        )
         exchange.reserved, self._reserved = self._reserved, 0
         self.queue.append(exchange)
         return exchange
@@ -516,7 +560,7 @@ class Connection(asyncio.Protocol):
         self._reserved = 0
 
 
-class _LastRequest(Exception):
+class _LastRequest(Exception):  # noqa: N818 - it is no error
     """Stops the parser after a connection's last request."""
 
 
@@ -542,4 +586,5 @@ def _wrong_method(route: Route) -> Refusal:
 
 def _unsupported(route: Route) -> Refusal:
     taken = [name.decode() for name, media in MEDIA_TYPES.items() if route.kinds[media] is not None]
-    return Refusal("unsupported_media_type", f"this path takes {', '.join(taken)}", media_types=taken)
+    message = f"this path takes {', '.join(taken)}"
+    return Refusal("unsupported_media_type", message, media_types=taken)

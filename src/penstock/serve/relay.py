@@ -1,21 +1,23 @@
-"""The hand-over between connections and the core: what came in one turn of the loop goes over together.
+"""The hand-over between connections and the core: what came in one turn of the loop goes together.
 
     connections ── accept ──▶ batch ── submit, once a turn ──▶ core
     connections ◀── flush, once a connection ── deliver ◀── take, once a wake-up ── core
 
-A request is answered once, by whichever is first: the core, its deadline, or an overload. What comes after
-the first is dropped here.
+A request is answered once, by whichever is first: the core, its deadline, or an overload. What
+comes after the first is dropped here.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 from collections.abc import Callable
 from time import monotonic_ns
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from penstock.errors import LogError
 from penstock.serve.answers import Answers, Refusal
 from penstock.serve.core import DECIDE, DECIDE_MANY, MODEL, REPEAT, SCORES, Gate, Request
 from penstock.serve.deadlines import Deadline
@@ -35,20 +37,24 @@ NOT_ANSWERED = Refusal(
     "no answer in time: whether this was taken is not known; the same again is safe",
 )
 CORE_FAILED = Refusal(
-    "core_failed", "the gate is stopping: whether this was taken is not known; the same again is safe"
+    "core_failed",
+    "the gate has ended: whether this was taken is not known; the same again is safe",
 )
+
+# How often at most a wake-up for nothing leads to asking whether the core is lost.
+LOOK_NS = 100_000_000
 
 # Fallbacks for the lines of one request are made so many a turn of the loop, at a few µs each.
 _LINES_PER_TURN = 200
 
-Fallback = Callable[[int, bytes], tuple[int, bytes]]
+Fallback = Callable[[int, bytes, int], tuple[int, bytes]]
 
 
 class Exchange:
     """One request, from when it is held whole until its answer is written.
 
-    `answer` is None while it waits; the answer's bytes once it has one; empty when those are written or
-    nobody is there to read them.
+    `answer` is None while it waits, then the answer's bytes; empty when those are written or nobody
+    is there to read them.
     """
 
     __slots__ = (
@@ -75,11 +81,13 @@ class Relay:
     """Feeds the core and hands out its answers; lives on the loop's thread."""
 
     __slots__ = (
-        "_answers", "_batch", "_core", "_deadlines", "_eventfd", "_handle", "_loop", "_queue_max",
-        "_rate", "_score", "busy_ns", "failed", "pending", "reserve",
+        "_answers", "_batch", "_core", "_deadlines", "_eventfd", "_handle", "_looked_ns", "_loop",
+        "_queue_max", "_rate", "_score", "busy_ns", "failed", "pending", "reserve",
     )  # fmt: skip
 
-    def __init__(self, core: Gate, routes: Routes, settings: DoorSettings, answers: Answers) -> None:
+    def __init__(
+        self, core: Gate, routes: Routes, settings: DoorSettings, answers: Answers
+    ) -> None:
         self.pending: dict[int, Exchange] = {}  # what the core has not answered yet
         self.reserve = Reserve(settings.held_bytes_max)
         self.busy_ns = 0  # the time that the door's own code took
@@ -89,6 +97,7 @@ class Relay:
         self._rate = Rate(settings.requests_per_second_max, monotonic_ns())
         self._batch: list[Request] = []
         self._handle = 0
+        self._looked_ns = 0
         self._deadlines: list[Deadline] = routes.deadlines()
 
     def open(self, eventfd: int, score: Callable[[int, int, bytes], None]) -> None:
@@ -148,12 +157,14 @@ class Relay:
             # A deadline that passed while the loop was busy has passed all the same.
             for deadline in self._deadlines:
                 deadline.pass_by(began_ns)
-            self.deliver_taken()
+            if not self.deliver_taken() and began_ns - self._looked_ns > LOOK_NS:
+                self.core_stats()
         except Exception as error:
             self.fail(error)
         self.busy_ns += monotonic_ns() - began_ns
 
-    def deliver_taken(self) -> None:
+    def deliver_taken(self) -> int:
+        """Hand out what can be taken; how much that was."""
         ready: list[Connection] = []
         pending = self.pending
         make = self._answers.make
@@ -176,10 +187,22 @@ class Relay:
                 ready.append(connection)
         for connection in ready:
             connection.flush()
+        return len(taken)
+
+    def core_stats(self) -> dict[str, Any]:
+        """The core's numbers, by its own names; they also tell whether it is lost."""
+        self._looked_ns = monotonic_ns()
+        stats: dict[str, Any] = json.loads(self._core.stats())
+        if stats["failed"] is not None:
+            self.fail(LogError(stats["failed"]))
+        return stats
 
     def answer(self, exchange: Exchange, status: int, body: bytes) -> None:
         """Answer at once, from here."""
         exchange.route.statuses[status] += 1
+        self._give(exchange, status, body)
+
+    def _give(self, exchange: Exchange, status: int, body: bytes) -> None:
         exchange.answer = self._answers.make(status, body, exchange.form)
         exchange.body = b""
         exchange.connection.flush()
@@ -219,16 +242,18 @@ class Relay:
         if not exchange.route.fallback_on_overload:
             self.refuse(exchange, OVERLOADED)
         elif exchange.kind == DECIDE:
-            self.answer(exchange, *self._core.overload(exchange.route.target, exchange.body))
+            took_ns = monotonic_ns() - exchange.held_ns
+            answer = self._core.overload(exchange.route.target, exchange.body, took_ns)
+            self.answer(exchange, *answer)
         else:
             Lines(exchange, self._core.overload, self.answer).turn()
 
     def _expire(self, exchange: Exchange) -> None:
         try:
             if exchange.kind == DECIDE:
-                self._tell(
-                    exchange, *self._core.fallback(exchange.route.target, exchange.body)
-                )
+                took_ns = monotonic_ns() - exchange.held_ns
+                answer = self._core.fallback(exchange.route.target, exchange.body, took_ns)
+                self._tell(exchange, *answer)
             elif exchange.kind == DECIDE_MANY:
                 Lines(exchange, self._core.fallback, self._tell).turn()
             else:
@@ -241,11 +266,12 @@ class Relay:
         if status == 200:
             exchange.route.timed_out += 1
             self._core.told(exchange.handle)
-        self.answer(exchange, status, body)
+        exchange.route.observe(status, monotonic_ns() - exchange.held_ns, repeat=0)
+        self._give(exchange, status, body)
 
 
 class Lines:
-    """The fallback for each line of an NDJSON request, some lines a turn, so that no other caller waits for it."""
+    """The fallback for each line of a request, some lines a turn, so that no other caller waits."""
 
     __slots__ = ("_body", "_done", "_each", "_exchange", "_made", "_start")
 
@@ -268,7 +294,8 @@ class Lines:
                 return
             line = self._next_line()
             if line:
-                _, answer = self._each(self._exchange.route.target, line)
+                took_ns = monotonic_ns() - self._exchange.held_ns
+                _, answer = self._each(self._exchange.route.target, line, took_ns)
                 self._made += (answer.rstrip(b"\n"), b"\n")
         asyncio.get_running_loop().call_soon(self.turn)
 
@@ -278,4 +305,3 @@ class Lines:
         line = self._body[self._start : end].strip()
         self._start = end + 1
         return line
-

@@ -40,7 +40,7 @@ LATENCY_BOUNDS_NS = tuple(int(bound * 1e9) for bound in LATENCY_BOUNDS_S)
 class Route:
     """One thing that can be asked for, and what has been counted of it.
 
-    `kinds` gives the core's kind of request by the body's media type; None is a type it does not take.
+    `kinds` gives the core's kind of request by the body's media type, None where it takes no such.
     """
 
     __slots__ = (
@@ -196,7 +196,7 @@ class Routes:
 
 
 def media_type(value: bytes) -> int | None:
-    """The media type that a `Content-Type` names, parameters apart; None if bodies cannot have it."""
+    """The media type that a `Content-Type` names; None if bodies cannot have it."""
     name, *parameters = value.lower().split(b";")
     if any(p.strip().startswith(b"charset=") and b"utf-8" not in p for p in parameters):
         return None

@@ -1,7 +1,7 @@
 """The life of the doors: core, models, listening, and an orderly end.
 
-A signal ends it: no new connections, then the answers to what is held, then the core's last sync. Each step
-has its bound, so that stopping always ends.
+A signal ends it: no new connections, then the answers to what is held, then the core's last sync.
+Each step has its bound, so that stopping always ends.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from time import monotonic, monotonic_ns, time
 
 from penstock.errors import PenstockError, SettingsError
@@ -47,7 +48,7 @@ def run(
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        # What was made by now stays: a collection that walked it would hold every answer back for it.
+        # What was made by now stays: a collection that walks it would hold every answer back.
         gc.collect()
         gc.freeze()
         runner.run(serve(core, doors, settings, listening=listening))
@@ -62,14 +63,15 @@ async def serve(
     stop: asyncio.Event | None = None,
     model_program: Sequence[str] = PROGRAM,
 ) -> None:
-    """Answer HTTP until SIGTERM or SIGINT, then end in order; a second signal does not wait for answers.
+    """Answer HTTP until SIGTERM or SIGINT, then end in order; a second signal waits for no answers.
 
-    `listening` is called with host and port once calls are taken. Where `stop` is given it ends the doors,
-    and signals are left alone. Raises `SettingsError` for an address that cannot be listened on, and what
-    the core raised if it was lost.
+    `listening` is called with host and port once calls are taken. Where `stop` is given it ends the
+    doors, and signals are left alone. Raises `SettingsError` for an address that cannot be listened
+    on, and what the core raised if it was lost.
     """
     check_loopback(settings.host)
-    allow_files(settings.connections_max + OTHER_FILES)
+    connections_max = allow_connections(settings.connections_max)
+    settings = replace(settings, connections_max=connections_max)
     server = Server(core, doors, settings, model_program)
     with stop_signals(stop) as (stop, hurry):
         await server.live(listening or _nobody, stop=stop, hurry=hurry)
@@ -91,8 +93,8 @@ class Server:
         self._relay = relay = Relay(core, routes, settings, self._answers)
         self._models = Models(doors.models, limits, scored=relay.scored, program=model_program)
         self._door = Door(settings, routes=routes, relay=relay)
-        self._health = Health(core=core, door=self._door, models=self._models)
-        metrics = Metrics(core=core, door=self._door, routes=routes, models=self._models)
+        self._health = Health(door=self._door, models=self._models)
+        metrics = Metrics(door=self._door, routes=routes, models=self._models)
         self._door.pages = {
             routes.metrics: metrics.page,
             routes.healthz: self._health.alive,
@@ -171,11 +173,14 @@ class Server:
 
     def _tick(self) -> None:
         """What need not be exact: dates, and the ends of what takes too long."""
+        self._ticking = asyncio.get_running_loop().call_later(self._tick_s, self._tick)
         now_ns = monotonic_ns()
         self._answers.set_date(time())
         self._door.check(now_ns)
-        self._health.watch(now_ns)
-        self._ticking = asyncio.get_running_loop().call_later(self._tick_s, self._tick)
+        try:
+            self._health.watch(now_ns)
+        except Exception as error:
+            self._relay.fail(error)
 
 
 async def stop_core(core: Gate, limit_s: float) -> None:
@@ -218,7 +223,7 @@ def _settle(future: asyncio.Future[None], error: Exception | None) -> None:
 def stop_signals(
     stop: asyncio.Event | None,
 ) -> Iterator[tuple[asyncio.Event, asyncio.Event]]:
-    """Events for the first signal to stop and the second; only `stop` itself where that is given."""
+    """Events for the first signal to stop and the second; only `stop` where that is given."""
     hurry = asyncio.Event()
     if stop is not None:
         yield stop, hurry
@@ -235,19 +240,19 @@ def stop_signals(
             loop.remove_signal_handler(number)
 
 
-def allow_files(wanted: int) -> None:
-    """See to it that connections cannot use up the files that the log needs.
-
-    Raises `SettingsError`.
-    """
+def allow_connections(wanted: int) -> int:
+    """How many connections there may be, so that they cannot use up the files the log needs."""
+    files = wanted + OTHER_FILES
     allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if allowed != resource.RLIM_INFINITY and allowed < wanted:
-        if most != resource.RLIM_INFINITY and most < wanted:
-            raise SettingsError(
-                f"this process may open {most:,} files and needs {wanted:,}",
-                hint="raise the limit (ulimit -Hn) or lower connections_max",
-            )
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+    if most != resource.RLIM_INFINITY:
+        files = min(files, most)
+    if allowed != resource.RLIM_INFINITY and allowed < files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
+    if files - OTHER_FILES < wanted:
+        connections = max(files - OTHER_FILES, files // 2)
+        logger.warning("at most %d connections: the process may open %d files", connections, files)
+        return connections
+    return wanted
 
 
 def _nobody(host: str, port: int) -> None:

@@ -40,18 +40,18 @@ class Doors:
 
 @dataclass(frozen=True)
 class DoorSettings:
-    """The door's bounds. Times are seconds, sizes bytes; raises `SettingsError` for what cannot be."""
+    """The door's bounds; times are seconds. Raises `SettingsError` for what cannot be."""
 
     host: str = "127.0.0.1"
-    port: int = 8080
-    connections_max: int = 1_000
-    requests_per_second_max: int = 200_000
+    port: int = 7070
+    connections_max: int = 10_000
+    requests_per_second_max: int | None = None
     """Beyond it a request is refused with 429; a second's worth may come at once."""
-    queue_max: int = 10_000
-    """Requests that the core has not answered; beyond it 429, or the fallback where the policy says so."""
+    queue_max: int = 20_000
+    """Requests that the core has not answered; beyond it 429, or the policy's fallback."""
     held_bytes_max: int = 256 << 20
     """Bytes of all large bodies that are being received or answered; beyond it 429."""
-    body_bytes_max: int = 16 << 20
+    body_bytes_max: int = 32 << 20
     header_bytes_max: int = 16 << 10
     header_count_max: int = 100
     pipelined_max: int = 64
@@ -71,16 +71,16 @@ class DoorSettings:
     stop_s: float = 30.0
     """How long stopping then waits for the core to sync and close the log."""
     model_start_s: float = 60.0
-    model_batch_s: float = 0.0
-    """A model's time for one batch before it is killed; 0 means 20 deadlines, at least a second."""
+    model_batch_s: float | None = None
+    """A batch's time in a model before it is killed; None means 20 deadlines, at least a second."""
     model_queue_max: int = 256
     """Batches that wait for one model; beyond it they are answered as failed."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            zero = field.name in ("port", "model_batch_s")
-            if isinstance(value, int | float) and (value < 0 or (value == 0 and not zero)):
+            least_is_zero = field.name == "port"
+            if isinstance(value, int | float) and (value < 0 or (value == 0 and not least_is_zero)):
                 raise SettingsError(f"{field.name} is {value}, and must be more than nothing")
         if self.port > 65_535:
             raise SettingsError(f"port is {self.port}, and must be below 65,536")
