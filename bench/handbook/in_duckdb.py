@@ -1,6 +1,6 @@
 """The twelve features in DuckDB: window functions on a unique integer key, which make the bounds exact.
 
-    python bench/handbook/in_duckdb.py IN.parquet OUT.parquet
+python bench/handbook/in_duckdb.py IN.parquet OUT.parquet
 """
 
 from __future__ import annotations
