@@ -46,7 +46,7 @@ def measure_core(scale: float = 1.0) -> Section:
 
 
 NOTES = f"""\
-Operators: the Handbook example's features through `penstock._native.Replayer`, its events in memory,
+Operators: the features of the Handbook example in `penstock._native.Replayer`, events in memory,
 without files and rules. Appending: Arrow batches submitted to the gate, without HTTP, each decoded,
 its ids checked and synced before its answer. Start and memory: `bench/retained.py` with
 {RETAINED_EVENTS:,} events of {RETAINED_KEYS:,} keys in {RETAINED_DAYS} days, all within the longest
@@ -119,7 +119,9 @@ def append_seconds(bodies: list[bytes]) -> float:
 
 
 def append_batches(events: int) -> list[pa.RecordBatch]:
-    return payments(events, keys=RETAINED_KEYS, days=1).to_batches(max_chunksize=APPEND_ROWS)
+    table = payments(events, keys=RETAINED_KEYS, days=1)
+    batches: list[pa.RecordBatch] = table.to_batches(max_chunksize=APPEND_ROWS)
+    return batches
 
 
 def arrow_body(batch: pa.RecordBatch) -> bytes:
@@ -180,8 +182,8 @@ def start(data: Path, folder: Path) -> Started:
 def load_retained(folder: Path, events: int) -> None:
     source = folder / "payments.parquet"
     pq.write_table(payments(events, keys=RETAINED_KEYS, days=RETAINED_DAYS), source)
-    command = [sys.executable, "-m", "penstock.cli", "replay", RETAINED_APP]
-    run([*command, "--from", source, "--load", "--data", folder / "data"])
+    command = [sys.executable, "-m", "penstock.cli", "replay", str(RETAINED_APP)]
+    run([*command, "--from", str(source), "--load", "--data", str(folder / "data")])
     source.unlink()
 
 

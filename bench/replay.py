@@ -1,4 +1,4 @@
-"""Replay of the Handbook's file as a whole command, beside Polars, DuckDB and pandas; all verified."""
+"""Replay of the Handbook's file as a whole command, beside Polars, DuckDB and pandas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counts and sums over three windows of one entity: what keeps events, to measure what that costs."""
+"""Counts and sums over three windows of one entity, to measure what retained events cost."""
 
 from datetime import datetime
 from decimal import Decimal

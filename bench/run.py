@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -16,7 +17,7 @@ from bench.core import measure_core
 from bench.doors import measure_doors
 from bench.measure import HANDBOOK, ROOT, flush_ms, load_average, machine
 from bench.replay import measure_replay
-from bench.report import write_results
+from bench.report import Section, write_results
 
 RESULTS = ROOT / "bench" / "RESULTS.md"
 # More than this and something else is running: figures would be about that.
@@ -30,7 +31,7 @@ def main() -> None:
     (ROOT / ".bench").mkdir(exist_ok=True)
     before = preface(arguments.scale)
     print(before)
-    measurements = {
+    measurements: dict[str, Callable[[], Section]] = {
         "doors": lambda: measure_doors(arguments.scale),
         "replay": measure_replay,
         "core": lambda: measure_core(arguments.scale),
@@ -58,8 +59,9 @@ def parse_arguments() -> argparse.Namespace:
 def preface(scale: float) -> str:
     load = load_average()
     lines = [
-        f"`make bench`, {time.strftime('%Y-%m-%d', time.gmtime())}, {machine()}; one fdatasync of 4 KiB takes "
-        f"{flush_ms(ROOT / '.bench'):.2f} ms; load before: {load:.2f}. The load generator is included in all of it."
+        f"`make bench`, {time.strftime('%Y-%m-%d', time.gmtime())}, {machine()}; one fdatasync of "
+        f"4 KiB takes {flush_ms(ROOT / '.bench'):.2f} ms; load before: {load:.2f}. The load "
+        "generator is included in all of it."
     ]
     if load > QUIET:
         lines.append(
