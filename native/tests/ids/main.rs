@@ -103,7 +103,7 @@ fn settings(memory_ids: usize) -> Settings {
 fn random_hash(random: &mut Random, stock: u64) -> u64 {
     let number = random.below(stock);
     match number % 5 {
-        0 => (number / 50) << 56 | number % 7,
+        0 => ((number / 50) << 56) | (number % 7),
         1 => u64::MAX - number,
         _ => Random(number).next(),
     }
@@ -178,7 +178,7 @@ fn follow(log: &mut Log, ids: &mut Ids) -> Result<()> {
         let now_us = commit.time_us;
         log.append(ids, commit);
         ids.flushable(log.sequence())?;
-        if log.sequence() % 10 == 0 {
+        if log.sequence().is_multiple_of(10) {
             log.expired_us = now_us - 800;
             ids.expire(log.expired_us)?;
         }
@@ -347,7 +347,7 @@ fn a_merge_that_meets_damage_says_so_and_the_next_start_overcomes_it() {
     assert!(error.to_string().starts_with(&format!("{} is damaged at byte 4096", paths[1])), "{error}");
     drop(ids);
     let ids = log.open(&disk, settings(20)).unwrap();
-    assert_eq!((ids.covered(), ids.damage().len() > 0), (1, true));
+    assert_eq!((ids.covered(), !ids.damage().is_empty()), (1, true));
     log.check(&ids);
 }
 
