@@ -9,8 +9,9 @@ BIN := .venv/bin
 CORE := src/penstock/_native.abi3.so
 CORE_SOURCES := $(shell find native -name target -prune -o -type f -print)
 CARGO := path=$$(scripts/find-cargo) && PATH="$$path:$$PATH" VIRTUAL_ENV="$(CURDIR)/.venv"
-# The Python that maturin builds for, so that cargo's tests find the same crates compiled.
-PYO3 := PYO3_PYTHON="$(CURDIR)/$(BIN)/python" PYO3_BUILD_EXTENSION_MODULE=1
+# What maturin tells pyo3's build script: cargo's tests say the same and find its crates compiled.
+PYO3 := PYO3_BUILD_EXTENSION_MODULE=1 PYO3_CONFIG_FILE="$$(echo "$(CURDIR)"/native/target/maturin/pyo3-config-*-abi3.txt)"
+export CARGO_TARGET_DIR := $(CURDIR)/native/target
 
 # What the targets that run something pass on: make demo ARGS="--seconds 20"
 ARGS ?=
@@ -61,11 +62,11 @@ clean:
 
 # Set-up. pip downloads while cargo compiles; then the two meet.
 ready: .venv/.tools
-	@$(MAKE) --no-print-directory -j2 .venv/.packages $(CORE)
-	@$(MAKE) --no-print-directory .venv/.installed
+	@$(MAKE) -s -j2 .venv/.packages $(CORE)
+	@$(MAKE) -s .venv/.installed
 
 test-ready: ready
-	@$(MAKE) --no-print-directory .venv/.test
+	@$(MAKE) -s .venv/.test
 
 .venv/.tools: scripts/find-python
 	@python=$$(scripts/find-python) && echo "setting up .venv with $$python" && "$$python" -m venv .venv
@@ -84,7 +85,7 @@ $(CORE): $(CORE_SOURCES) | .venv/.tools
 	@touch $@
 
 .venv/.installed: pyproject.toml .venv/.packages | $(CORE)
-	@$(CARGO) $(BIN)/maturin develop --release --locked --quiet
+	@$(CARGO) PIP_QUIET=1 $(BIN)/maturin develop --release --locked --quiet
 	@touch $@
 
 .venv/.test: pyproject.toml

@@ -23,7 +23,7 @@ LAYERS: list[set[str]] = [
     {"process", "connectors"},
     {"decide", "views"},
     {"runtime"},
-    {"cli", "serve", "testing"},
+    {"cli", "serve", "testing", "demo"},
 ]
 LEVEL = {stage: level for level, stages in enumerate(LAYERS) for stage in stages}
 NOUNS = LAYERS[0]
@@ -31,6 +31,7 @@ NOUNS = LAYERS[0]
 # Arrows that the map does not allow, each with its reason.
 EXCEPTIONS: dict[tuple[str, str], str] = {
     ("cli", "serve"): "the command line starts the doors",
+    ("cli", "demo"): "the command line starts the demonstration",
     ("testing", "serve"): "a pipeline under test answers through the same door",
     ("__main__", "cli"): "`python -m penstock` is the command line",
 }
