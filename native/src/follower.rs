@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::disk::Disk;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::log::{Catalog, Commit, Position, Reader, StoredSection};
+use crate::log::{self, Catalog, Commit, Position, Reader, StoredSection};
 use crate::plan::Plan;
 use crate::snapshot::{self, Header, StoredStore, TopicTime};
 use crate::windows::Store;
@@ -267,7 +267,7 @@ impl Follower {
         for &index in stores {
             self.engine.replace_store(index, builder.engine.take_store(index)?);
         }
-        if log_is_cut(self.disk.clone())? {
+        if log::first_sequence(self.disk.as_ref())? > 1 {
             stores.iter().for_each(|&index| self.note_incomplete(index, &builder));
         }
         Ok(())
@@ -275,7 +275,7 @@ impl Follower {
 
     /// Without a snapshot, a log whose beginning was removed leaves every feature short of its past.
     fn note_cut_log(&mut self) -> Result<()> {
-        if log_is_cut(self.disk.clone())? {
+        if log::first_sequence(self.disk.as_ref())? > 1 {
             let builder = Follower::at_start(self.plan.clone(), self.disk.clone(), 1)?;
             for index in 0..self.plan.stores.len() {
                 self.note_incomplete(index, &builder);
@@ -319,12 +319,6 @@ fn stored_store(plan: &Plan, index: usize) -> StoredStore {
     let keyed = &plan.stores[index];
     let source = plan.topics[keyed.source].name.clone();
     StoredStore { source, key: keyed.key.clone(), plan: keyed.plan.clone() }
-}
-
-/// Whether the log's beginning was removed by retention.
-fn log_is_cut(disk: Arc<dyn Disk>) -> Result<bool> {
-    let mut reader = Reader::open(disk, None)?;
-    Ok(reader.next()?.is_some_and(|commit| commit.sequence > 1))
 }
 
 /// A stored batch with the columns that its topic has now: fields that came later are null.
