@@ -302,10 +302,9 @@ impl Follower {
     /// The time at which the log's first remaining events of a topic stand.
     fn first_time(&self, topic: usize) -> Option<i64> {
         let mut reader = Reader::open(self.disk.clone(), None).ok()?;
+        let name = &self.plan.topics[topic].name;
         while let Some(commit) = reader.next().ok()? {
-            for section in
-                commit.sections.iter().filter(|section| *section.topic == *self.plan.topics[topic].name)
-            {
+            if let Some(section) = commit.sections.iter().find(|section| *section.topic == **name) {
                 let batch = as_defined(&self.plan, topic, &section.batch().ok()?).ok()?;
                 let times = crate::engine::event_times(&self.plan, topic, &batch);
                 return times.iter().copied().max().map(|newest| newest.max(section.before));

@@ -13,9 +13,9 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from process.evaluation import Columns, evaluate_plans, parse, query_duckdb
 
 from penstock.schema import BOOL, FLOAT64, INT64, TEXT, TIMESTAMP, Type, decimal_type
+from process.evaluation import Columns, evaluate_plans, parse, query_duckdb
 
 COLUMNS: dict[str, Type] = {
     "i": INT64,
@@ -400,7 +400,7 @@ class Maker:
         return _risky(_join("date_trunc('" + unit + "', {})", self.of("timestamp", depth)))
 
 
-def _join(form: str, *parts: Pair, type: Type | None = None) -> Pair:  # noqa: A002
+def _join(form: str, *parts: Pair, type: Type | None = None) -> Pair:
     kind = type or parts[-1].type
     ours, duckdb = (part.ours for part in parts), (part.duckdb for part in parts)
     return Pair(form.format(*ours), form.format(*duckdb), kind)

@@ -78,9 +78,12 @@ async def eventually(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
+NO_LIMITS = ModelLimits()
+
+
 @asynccontextmanager
 async def running(
-    tmp_path: Path, app: str = APP, *, warm_up: bytes = b"", limits: ModelLimits = ModelLimits()
+    tmp_path: Path, app: str = APP, *, warm_up: bytes = b"", limits: ModelLimits = NO_LIMITS
 ) -> AsyncIterator[tuple[Models, Worker, Scored]]:
     path = tmp_path / "app.py"
     path.write_text(dedent(app))

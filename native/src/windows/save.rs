@@ -42,7 +42,7 @@ struct Living<'a> {
 }
 
 impl Living<'_> {
-    fn records<'a>(&'a self, stride: usize) -> impl Iterator<Item = &'a [u64]> {
+    fn records(&self, stride: usize) -> impl Iterator<Item = &[u64]> {
         (0..self.count).map(move |offset| self.ring.record(self.first.wrapping_add(offset), stride))
     }
 }

@@ -572,7 +572,7 @@ class Connection(asyncio.Protocol):
         self._reserved = 0
 
 
-class _LastRequest(Exception):  # noqa: N818 - it is no error
+class _LastRequest(Exception):
     """Stops the parser after a connection's last request."""
 
 
