@@ -408,7 +408,7 @@ fn generations_expire_from_the_oldest_but_the_newest_stays_and_says_what_is_cove
     assert_eq!(ids.stats().generations, 5);
     assert_eq!(ids.expire(200).unwrap(), 0, "the oldest one's newest commit is not older");
     assert_eq!(ids.expire(201).unwrap(), 1);
-    assert_eq!(find(&ids, 1).unwrap(), []);
+    assert_eq!(find(&ids, 1).unwrap(), Vec::<u64>::new());
     assert_eq!(ids.expire(i64::MAX).unwrap(), 3);
     assert_eq!((ids.covered(), disk.paths().len()), (10, 1));
     drop(ids);
