@@ -224,7 +224,7 @@ def handbook_lines() -> list[bytes]:
         pl.col("TX_DATETIME").dt.strftime("%Y-%m-%dT%H:%M:%SZ"),
         "CUSTOMER_ID",
         "TERMINAL_ID",
-        "TX_AMOUNT",
+        pl.col("TX_AMOUNT").round(2),
         "TX_FRAUD",
     )
     return rows.write_ndjson().encode().splitlines()
