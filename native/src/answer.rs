@@ -29,6 +29,8 @@ pub struct DecisionWriter {
 pub struct Extra {
     /// The deadline passed first: the row is the fallback that the caller was told.
     pub timed_out: bool,
+    /// What would be decided: the event has no offset.
+    pub dry_run: bool,
 }
 
 const ID: usize = 0;
@@ -70,7 +72,10 @@ impl DecisionWriter {
         out.extend_from_slice(b",\"policy_version\":");
         write_text(out, text(self.policy_version));
         out.extend_from_slice(b",\"offset\":");
-        write_value(out, column(OFFSET), Type::Int64, row);
+        match extra.dry_run {
+            true => out.extend_from_slice(b"null"),
+            false => write_value(out, column(OFFSET), Type::Int64, row),
+        }
         out.extend_from_slice(b",\"timed_out\":false");
         let late = column(self.policy_version + 2).as_boolean();
         if late.is_valid(row) && late.value(row) {

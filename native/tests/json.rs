@@ -739,7 +739,7 @@ fn a_fallback_told_at_the_deadline_reads_the_same_from_its_row_and_from_its_part
     let expected = r#"{"id":77,"outcome":"approve","reasons":[],"score":null,"features":null,"policy_version":"7f3a","offset":null,"timed_out":true,"cause":"deadline","took_ms":0.412}"#;
     let row =
         r#"{"payment_id":77,"outcome":"approve","reasons":"[]","policy_version":"7f3a","cause":"deadline"}"#;
-    assert_eq!(answer(row, Extra { timed_out: true }), expected);
+    assert_eq!(answer(row, Extra { timed_out: true, ..Extra::default() }), expected);
     let mut out = Vec::new();
     write_fallback(&mut out, b"77", "approve", "7f3a", Some("deadline"));
     finish(&mut out, 411_500);

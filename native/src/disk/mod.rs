@@ -3,11 +3,13 @@
 //! Five belong to the disk (open, rename, remove, list, sync folder) and four to an open file (read, write, sync,
 //! allocate). Paths are relative to the disk's root, with `/` between folder and name.
 
+mod memory;
 mod real;
 
 use std::io;
 use std::sync::Arc;
 
+pub use memory::{Call, Crash, MemoryDisk};
 pub use real::RealDisk;
 
 pub trait Disk: Send + Sync {
@@ -30,6 +32,8 @@ pub trait File: Send + Sync {
     /// Make everything written durable (`fdatasync`).
     fn sync(&self) -> io::Result<()>;
     /// Make the file at least this long, filled with zeros for which the disk has the space; durable when it returns.
+    /// Where the disk is full (`StorageFull`, `QuotaExceeded`), what was filled stays and a later call goes on from
+    /// there; after any other error the file is of no use.
     fn allocate(&self, bytes: u64) -> io::Result<()>;
 }
 

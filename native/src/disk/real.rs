@@ -107,9 +107,10 @@ impl File for RealFile {
         while offset < bytes {
             let count = (bytes - offset).min(ALLOCATE_BYTES as u64);
             self.0.write_all_at(&zeros[..count as usize], offset)?;
-            self.0.sync_data()?;
+            self.0.sync_data().map_err(io::Error::other)?;
             offset += count;
         }
-        self.0.sync_all()
+        // A full disk that shows only now has left pages unwritten: that is not the error to go on after.
+        self.0.sync_all().map_err(io::Error::other)
     }
 }

@@ -1,0 +1,113 @@
+//! The next segment's space, taken before it is needed.
+//!
+//! Zeros are written long before the current segment is full, in a thread of their own, so that an append neither
+//! waits for space nor finds the disk full. The file gets its segment's name when it is put to use.
+
+use std::io;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use crate::disk::{Disk, File, Mode};
+use crate::error::{Error, Result};
+
+pub(super) const PATH: &str = "log/spare";
+
+pub(super) struct Spare {
+    disk: Arc<dyn Disk>,
+    bytes: u64,
+    background: bool,
+    state: State,
+}
+
+enum State {
+    Absent,
+    Allocating(JoinHandle<Result<Arc<dyn File>>>),
+    Ready(Arc<dyn File>),
+}
+
+impl Spare {
+    /// What an earlier process left under the name may be half done: it goes.
+    pub fn new(disk: Arc<dyn Disk>, bytes: u64, background: bool) -> Result<Spare> {
+        remove(disk.as_ref())?;
+        Ok(Spare { disk, bytes, background, state: State::Absent })
+    }
+
+    /// Begin to allocate, unless that has happened. In the foreground, a failure shows when the space is needed.
+    pub fn start(&mut self) {
+        if let State::Absent = self.state {
+            let (disk, bytes) = (self.disk.clone(), self.bytes);
+            self.state = if self.background {
+                State::Allocating(thread::spawn(move || allocate(disk.as_ref(), bytes)))
+            } else {
+                allocate(disk.as_ref(), bytes).map_or(State::Absent, State::Ready)
+            };
+        }
+    }
+
+    /// Whether an allocation that was started has failed, or none was.
+    pub fn absent(&mut self) -> bool {
+        if matches!(&self.state, State::Allocating(thread) if thread.is_finished()) {
+            // The error is found again by `wait`, if the space is needed before it can be had.
+            let _ = self.wait();
+        }
+        matches!(self.state, State::Absent)
+    }
+
+    /// Have the space: wait for its allocation, or try now.
+    pub fn wait(&mut self) -> Result<()> {
+        let allocated = match std::mem::replace(&mut self.state, State::Absent) {
+            State::Absent => allocate(self.disk.as_ref(), self.bytes),
+            State::Allocating(thread) => thread.join().expect("allocating does not panic"),
+            State::Ready(file) => Ok(file),
+        };
+        self.state = State::Ready(allocated?);
+        Ok(())
+    }
+
+    /// Give the space away, to be renamed.
+    pub fn take(&mut self) -> Result<Arc<dyn File>> {
+        self.wait()?;
+        match std::mem::replace(&mut self.state, State::Absent) {
+            State::Ready(file) => Ok(file),
+            State::Absent | State::Allocating(_) => unreachable!("it has been waited for"),
+        }
+    }
+}
+
+impl Drop for Spare {
+    fn drop(&mut self) {
+        if let State::Allocating(thread) = std::mem::replace(&mut self.state, State::Absent) {
+            // Nobody needs the space any more; only the thread must not outlive its log.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn allocate(disk: &dyn Disk, bytes: u64) -> Result<Arc<dyn File>> {
+    let what = || format!("could not allocate {PATH}");
+    let file = disk.open(PATH, Mode::Write).map_err(|error| Error::io(what(), error))?;
+    match file.allocate(bytes) {
+        Ok(()) => Ok(file),
+        // What is filled is kept, and goes on to be filled when there is space again.
+        Err(error) if full(&error) => {
+            Err(Error::Full { what: format!("the log needs {bytes} bytes for {PATH}") })
+        }
+        Err(error) => {
+            remove(disk)?;
+            Err(Error::io(what(), error))
+        }
+    }
+}
+
+fn full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+fn remove(disk: &dyn Disk) -> Result<()> {
+    match disk.remove(PATH) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::io(format!("could not remove {PATH}"), error))
+        }
+        _ => Ok(()),
+    }
+}
