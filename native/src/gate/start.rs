@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
+use super::Clock;
 use super::admit::id_hashes;
 use super::core::{Core, PolicyLog, Settings, decision_writer, section};
 use super::stats::Stats;
-use super::Clock;
 use crate::decide::{Case, Decider, no_score};
 use crate::decode::Decoder;
 use crate::disk::Disk;
@@ -43,7 +43,12 @@ impl Core {
     ) -> Result<(Core, Started)> {
         let plan = Arc::new(plan);
         let (mut log, recovery) = Log::open(disk.clone(), log_settings, clock.now_us())?;
-        let (topics, policies) = define_all(&plan, &mut log)?;
+        let (topics, policies, changed) = define_all(&plan, &mut log)?;
+        if changed {
+            // The definitions of a changed pipeline take effect with a commit of their own.
+            log.append(&[], clock.now_us())?;
+            log.sync()?;
+        }
         let mut ids = Ids::open(disk.clone(), ids_settings)?;
         let mut follower = Follower::open(plan.clone(), disk.clone(), settings.threads, progress)?;
         let first = follower.sequence;
@@ -69,7 +74,9 @@ impl Core {
         stats.decisions = decision_counters(&plan);
         let mut core = Core {
             decoders: Arc::new(decoders(&plan)),
-            deciders: (0..plan.policies.len()).map(|policy| Decider::new(&plan, policy)).collect::<Result<_>>()?,
+            deciders: (0..plan.policies.len())
+                .map(|policy| Decider::new(&plan, policy))
+                .collect::<Result<_>>()?,
             writers: writers(&plan, &policies),
             bulk: BTreeMap::new(),
             bulk_queue: VecDeque::new(),
@@ -106,8 +113,7 @@ impl Core {
             }
         }
         if sections.is_empty() {
-            // The definitions of a changed pipeline take effect now.
-            return self.log.append(&[], now_us).and_then(|_| self.log.sync());
+            return Ok(());
         }
         let committed = self.log.append(&sections, now_us)?;
         self.log.sync()?;
@@ -189,7 +195,8 @@ impl Inserter<'_> {
             return Some((topic, self.plan.topics[topic].id));
         }
         let policy = self.plan.policies.iter().position(|policy| {
-            name.strip_prefix(policy.name.as_str()).is_some_and(|rest| rest == ".decisions" || rest == ".timeouts")
+            name.strip_prefix(policy.name.as_str())
+                .is_some_and(|rest| rest == ".decisions" || rest == ".timeouts")
         })?;
         Some((self.plan.policy_topic(policy), 0))
     }
@@ -208,22 +215,26 @@ fn writers(plan: &Plan, policies: &[PolicyLog]) -> HashMap<u32, crate::answer::D
 }
 
 fn decision_counters(plan: &Plan) -> Vec<(String, String, u64)> {
-    let pairs = plan.policies.iter().flat_map(|policy| {
-        policy.outcomes.iter().map(|outcome| (policy.name.clone(), outcome.clone(), 0))
-    });
+    let pairs = plan
+        .policies
+        .iter()
+        .flat_map(|policy| policy.outcomes.iter().map(|outcome| (policy.name.clone(), outcome.clone(), 0)));
     pairs.collect()
 }
 
 // Definitions.
 
-fn define_all(plan: &Plan, log: &mut Log) -> Result<(Vec<u32>, Vec<PolicyLog>)> {
+/// Schema ids of topics and policies, and whether the log did not have all of it yet.
+fn define_all(plan: &Plan, log: &mut Log) -> Result<(Vec<u32>, Vec<PolicyLog>, bool)> {
+    let schemas = log.catalog().schemas().len();
+    let mut changed = false;
     for topic in &plan.topics {
         check_topic(topic, log.catalog())?;
     }
     let mut topics = Vec::new();
     for topic in &plan.topics {
         topics.push(log.define(&topic.name, &topic.schema())?);
-        note(log, &format!("topic/{}", topic.name), &roles(topic));
+        changed |= note(log, &format!("topic/{}", topic.name), &roles(topic));
     }
     let mut policies = Vec::new();
     for (index, policy) in plan.policies.iter().enumerate() {
@@ -235,15 +246,18 @@ fn define_all(plan: &Plan, log: &mut Log) -> Result<(Vec<u32>, Vec<PolicyLog>)> 
             decisions_topic,
             timeouts_topic,
         });
-        note(log, &format!("policy/{}/{}", policy.name, policy.version), &policy.definition);
+        changed |= note(log, &format!("policy/{}/{}", policy.name, policy.version), &policy.definition);
     }
-    Ok((topics, policies))
+    changed |= log.catalog().schemas().len() > schemas;
+    Ok((topics, policies, changed))
 }
 
-fn note(log: &mut Log, key: &str, text: &str) {
-    if log.catalog().notes().get(key).map(String::as_str) != Some(text) {
+fn note(log: &mut Log, key: &str, text: &str) -> bool {
+    let new = log.catalog().notes().get(key).map(String::as_str) != Some(text);
+    if new {
         log.note(key, Some(text));
     }
+    new
 }
 
 /// Which fields have a meaning of their own; exchanging them would misread every stored event.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.errors import DefinitionError
 from penstock.process import plan
-from penstock.process.plan import Mistake, Node
+from penstock.process.plan import ExpressionError, Node
 from penstock.schema import BOOL, FLOAT64, INT64, TEXT, Type
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def parse_expression(
     try:
         node = _as_wanted(reader.read(_read_syntax(text, columns)), wanted)
         rows = plan.flatten(node)
-    except Mistake as mistake:
+    except ExpressionError as mistake:
         raise DefinitionError(
             f"{subject}: {mistake.message}{_show(text, mistake.span)}", hint=mistake.hint
         ) from None
@@ -68,7 +68,7 @@ def _as_wanted(node: Node, wanted: Type | None) -> Node:
     if node.type in (None, wanted) or (wanted == FLOAT64 and node.type and node.type.numeric):
         return plan.coerce(node, wanted)
     hint = "compare it with something: `x > 0`" if wanted == BOOL else None
-    raise Mistake(f"this is {node.typename}, and {wanted} is wanted", hint)
+    raise ExpressionError(f"this is {node.typename}, and {wanted} is wanted", hint)
 
 
 def _show(text: str, span: tuple[int, int] | None) -> str:
@@ -99,11 +99,11 @@ def _read_syntax(text: str, columns: Mapping[str, Type]) -> exp.Expr:
         _check_tokens(tokens)
         (syntax,) = parser(dialect=dialect).parse_into(condition, tokens, text) or [None]
     except TokenError:
-        raise Mistake("a quote is not closed", "a text is in 'single quotes'") from None
+        raise ExpressionError("a quote is not closed", "a text is in 'single quotes'") from None
     except ParseError as error:
         raise _misread(text, error, columns) from None
     if syntax is None:
-        raise Mistake("there is no expression here")
+        raise ExpressionError("there is no expression here")
     return syntax  # type: ignore[no-any-return]
 
 
@@ -137,18 +137,18 @@ def _check_tokens(tokens: Sequence[Token]) -> None:
         word = token.text.replace("_", "a").replace(" ", "a").isalnum()
         quoted = token.token_type.name in ("STRING", "IDENTIFIER", "NUMBER")
         if not (word or quoted or token.text in _SYMBOLS):
-            mistake = Mistake(f"{token.text} is not an operator here", _what_there_is())
+            mistake = ExpressionError(f"{token.text} is not an operator here", _what_there_is())
             mistake.span = (token.start, token.end + 1)
             raise mistake
 
 
-def _misread(text: str, error: Any, columns: Mapping[str, Type]) -> Mistake:
+def _misread(text: str, error: Any, columns: Mapping[str, Type]) -> ExpressionError:
     """What sqlglot says of the text, in our words."""
     if not error.errors:
-        return Mistake("this is not an expression")
+        return ExpressionError("this is not an expression")
     found = error.errors[0]
     word, what = found["highlight"], found["description"]
-    mistake = Mistake(_reason(what, word))
+    mistake = ExpressionError(_reason(what, word))
     if word in columns and _grammar()[0].tokenize(word)[0].token_type.name != "VAR":
         mistake.hint = f'write "{word}" in double quotes: it is a word of SQL too'
     lines = text.split("\n")
@@ -179,18 +179,20 @@ class _Reader:
     def read(self, syntax: exp.Expr) -> Node:
         try:
             return self._read(syntax)
-        except Mistake as mistake:
+        except ExpressionError as mistake:
             mistake.span = mistake.span or _span(syntax)
             raise
 
     def _read(self, syntax: exp.Expr) -> Node:
         form = _FORMS.get(syntax.key)
         if form is None:
-            raise Mistake(f"{_construct(syntax)} is not part of an expression", _what_there_is())
+            raise ExpressionError(
+                f"{_construct(syntax)} is not part of an expression", _what_there_is()
+            )
         parts, build = form
         # A part that nobody reads would be ignored silently: `distinct`, `over`, `filter` …
         if any(value for name, value in syntax.args.items() if name not in parts):
-            raise Mistake(f"{_construct(syntax)} is not written so here", _what_there_is())
+            raise ExpressionError(f"{_construct(syntax)} is not written so here", _what_there_is())
         return build(self, syntax)
 
     def _all(self, syntax: Sequence[exp.Expr]) -> list[Node]:
@@ -221,9 +223,9 @@ class _Reader:
         """`TIMESTAMP '…'`, which sqlglot reads as a cast."""
         kind = syntax.args["to"].this.name
         if not (syntax.this.key == "literal" and syntax.this.args["is_string"]):
-            raise Mistake("a cast is not part of an expression", _what_there_is())
+            raise ExpressionError("a cast is not part of an expression", _what_there_is())
         if kind not in ("TIMESTAMP", "TIMESTAMPNTZ", "TIMESTAMPTZ"):
-            raise Mistake("only TIMESTAMP '…' gives a literal its type", _what_there_is())
+            raise ExpressionError("only TIMESTAMP '…' gives a literal its type", _what_there_is())
         return plan.timestamp(syntax.this.name)
 
     def negate(self, syntax: exp.Expr) -> Node:
@@ -242,7 +244,7 @@ class _Reader:
         node = self.read(syntax)
         try:
             return plan.require(node, BOOL, operation)
-        except Mistake as mistake:
+        except ExpressionError as mistake:
             mistake.span = _span(syntax)
             raise
 
@@ -251,7 +253,9 @@ class _Reader:
 
     def null_test(self, syntax: exp.Expr) -> Node:
         if syntax.expression.key != "null":
-            raise Mistake("is tests for null only", "a bool is a condition itself: `x`, `not x`")
+            raise ExpressionError(
+                "is tests for null only", "a bool is a condition itself: `x`, `not x`"
+            )
         return plan.null_test(self._operand(syntax.this))
 
     def among(self, syntax: exp.Expr) -> Node:
@@ -259,7 +263,7 @@ class _Reader:
         if syntax.args.get("query"):
             return self.read(syntax.args["query"])
         if not items:
-            raise Mistake("in takes a list: x in (1, 2, 3)")
+            raise ExpressionError("in takes a list: x in (1, 2, 3)")
         return plan.among(self._operand(syntax.this), self._all(items))
 
     def between(self, syntax: exp.Expr) -> Node:
@@ -275,7 +279,7 @@ class _Reader:
         escape = syntax.expression
         one = escape.key == "literal" and escape.args["is_string"] and len(escape.name) == 1
         if syntax.this.key != "like" or not one:
-            raise Mistake("escape takes one character: x like '50$%' escape '$'")
+            raise ExpressionError("escape takes one character: x like '50$%' escape '$'")
         return self.like(syntax.this, escape.name)
 
     def case(self, syntax: exp.Expr) -> Node:
@@ -300,13 +304,15 @@ class _Reader:
         least, most, build = plan.FUNCTIONS[name]
         args = self._all(syntax.expressions)
         if not least <= len(args) <= most:
-            raise Mistake(f"{name} takes {_count(least, most)}, not {len(args)}")
+            raise ExpressionError(f"{name} takes {_count(least, most)}, not {len(args)}")
         return build(*args)
 
     def _operand(self, syntax: exp.Expr) -> Node:
         """An operand of an operator: `a = b = c` or `a < b is null` must say what it means."""
         if syntax.key in _PREDICATES:
-            mistake = Mistake("comparisons cannot be chained", "put one of them in parentheses")
+            mistake = ExpressionError(
+                "comparisons cannot be chained", "put one of them in parentheses"
+            )
             mistake.span = _span(syntax)
             raise mistake
         return self.read(syntax)
@@ -400,30 +406,30 @@ def _construct(syntax: exp.Expr) -> str:
 
 
 _AGGREGATES = frozenset(
-    ("sum", "avg", "mean", "count", "min", "max", "std", "stddev", "var", "variance", "first")
-    + ("last", "median", "any_value", "n_unique", "lag", "lead", "row_number", "rank", "quantile")
+    """sum avg mean count min max std stddev var variance first last median any_value n_unique
+    lag lead row_number rank quantile""".split()  # noqa: SIM905
 )
 
 
-def _unknown_function(name: str) -> Mistake:
+def _unknown_function(name: str) -> ExpressionError:
     if name in _AGGREGATES:
         hint = 'aggregates are methods of a window, as in card.past("1h").count(); name one and use'
-        return Mistake(
+        return ExpressionError(
             f"{name} is an aggregate, and an expression sees one event", hint + " it here"
         )
     close = get_close_matches(name, [*plan.FUNCTIONS, "extract"], n=1, cutoff=0.7)
     guess = f"did you mean {close[0]}? " if close else ""
-    return Mistake(f"there is no function {name}", guess + _what_there_is())
+    return ExpressionError(f"there is no function {name}", guess + _what_there_is())
 
 
-def _unknown_column(name: str, columns: Mapping[str, Type]) -> Mistake:
+def _unknown_column(name: str, columns: Mapping[str, Type]) -> ExpressionError:
     by_lower = {known.lower(): known for known in columns}
     close = get_close_matches(name.lower(), by_lower, n=1)
     if close:
         hint = f'did you mean "{by_lower[close[0]]}"?'
     else:
         hint = f"there are {', '.join(columns)}" if columns else "there are no columns here"
-    return Mistake(f'there is no column "{name}"', hint)
+    return ExpressionError(f'there is no column "{name}"', hint)
 
 
 def _count(least: int, most: int) -> str:

@@ -23,7 +23,7 @@ TRUNCATIONS = ("year", "quarter", "month", "week", "day", "hour", "minute", "sec
 DATE_PARTS = (*TRUNCATIONS, "dow", "isodow", "doy", "epoch")
 
 
-class Mistake(Exception):
+class ExpressionError(Exception):
     """What is wrong with one part of an expression; the reader adds the place."""
 
     def __init__(self, message: str, hint: str | None = None) -> None:
@@ -35,7 +35,7 @@ class Mistake(Exception):
 
 @dataclass(frozen=True)
 class Node:
-    """One operation. A `type` of None belongs to the literal `null` alone, until it meets a type."""
+    """One operation. Only the literal `null` has no type, until it meets one."""
 
     op: str
     type: Type | None
@@ -110,14 +110,14 @@ def number(text: str) -> Node:
         return _decimal(text)
     if re.fullmatch(r"-?(\d+\.?\d*|\.\d+)[eE][+-]?\d+", text):
         return _float(text)
-    raise Mistake(f"{text} is not a number")
+    raise ExpressionError(f"{text} is not a number")
 
 
 def _integer(text: str) -> Node:
     # The length first: Python itself refuses to read integers of thousands of digits.
     digits = text.lstrip("-").lstrip("0")
     if len(digits) > 19 or not INT64_MIN <= int(text) <= INT64_MAX:
-        raise Mistake(
+        raise ExpressionError(
             "an integer has 64 bits, and this one needs more",
             f"write {text}.0 for a decimal or {text}e0 for a float",
         )
@@ -135,7 +135,7 @@ def _decimal(text: str) -> Node:
 def _float(text: str) -> Node:
     value = float(text)
     if value in (float("inf"), float("-inf")):
-        raise Mistake(f"{text} is beyond what a float64 can hold")
+        raise ExpressionError(f"{text} is beyond what a float64 can hold")
     return literal(value, FLOAT64)
 
 
@@ -152,7 +152,7 @@ def timestamp(text: str) -> Node:
             raise ValueError(text)
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise Mistake(
+        raise ExpressionError(
             f"'{text}' is not a timestamp",
             "write '2026-11-01', '2026-11-01 09:30:00' or '2026-11-01T09:30:00.5+01:00'",
         ) from None
@@ -178,7 +178,7 @@ def common_type(nodes: Sequence[Node], operation: str) -> Type:
     ):
         return TIMESTAMP
     other = next(node for node in nodes if node.type not in (None, types[0]))
-    raise Mistake(f"{operation} cannot join {types[0]} with {other.typename}")
+    raise ExpressionError(f"{operation} cannot join {types[0]} with {other.typename}")
 
 
 def _common_number(nodes: Sequence[Node]) -> Type:
@@ -241,7 +241,7 @@ def require(node: Node, kind: Type, operation: str) -> Node:
     widened = kind == FLOAT64 and node.type is not None and node.type.numeric
     if node.type in (None, kind) or widened:
         return coerce(node, kind)
-    raise Mistake(f"{operation} takes {kind}, not {node.typename}")
+    raise ExpressionError(f"{operation} takes {kind}, not {node.typename}")
 
 
 # Arithmetic
@@ -283,7 +283,7 @@ def _decimal_result(op: str, symbol: str, left: Type, right: Type) -> Type:
     elif op in ("add", "subtract"):
         precision += 1
     if scale > DIGITS_MAX:
-        raise Mistake(
+        raise ExpressionError(
             f"{left} {symbol} {right} needs {scale} decimal places, and {DIGITS_MAX} is the most",
             "round one of them first: round(x, 2)",
         )
@@ -308,7 +308,7 @@ def _require_numbers(symbol: str, *nodes: Node) -> None:
         given = " and ".join(node.typename for node in nodes)
         moments = all(node.type == TIMESTAMP for node in nodes)
         hint = "seconds between: extract(epoch from a) - extract(epoch from b)" if moments else None
-        raise Mistake(f"{symbol} takes numbers, not {given}", hint)
+        raise ExpressionError(f"{symbol} takes numbers, not {given}", hint)
 
 
 def _same_type(op: str, node: Node) -> Node:
@@ -331,8 +331,8 @@ def _comparable(left: Node, right: Node) -> tuple[Node, Node]:
         return _align_literal(left, right), _align_literal(right, left)
     try:
         kind = common_type((left, right), "comparison")
-    except Mistake:
-        raise Mistake(f"cannot compare {left.typename} with {right.typename}") from None
+    except ExpressionError:
+        raise ExpressionError(f"cannot compare {left.typename} with {right.typename}") from None
     return coerce(left, kind), coerce(right, kind)
 
 
@@ -373,7 +373,7 @@ def between(node: Node, low: Node, high: Node) -> Node:
 def like(node: Node, pattern: Node, escape: str | None) -> Node:
     text, pattern = require(node, TEXT, "like"), require(pattern, TEXT, "like")
     if escape and pattern.literal and _ends_escaped(pattern.value or "", escape):
-        raise Mistake("the pattern of like ends with its escape character")
+        raise ExpressionError("the pattern of like ends with its escape character")
     return Node("like", BOOL, (text, pattern), detail=("escape", escape) if escape else None)
 
 
@@ -445,7 +445,7 @@ def round_to(node: Node, digits: Node | None = None) -> Node:
 
 def _round_digits(digits: Node) -> int:
     if not digits.literal or digits.type != INT64:
-        raise Mistake(
+        raise ExpressionError(
             f"the second argument of round is a whole number, not {digits.typename}",
             "write it as a literal: round(x, 2)",
         )
@@ -458,7 +458,7 @@ def _round_integer(node: Node, places: int) -> Node:
 
 
 def _rounded_to_whole(op: str) -> Callable[[Node], Node]:
-    """floor and ceil: a decimal keeps its digits and loses its scale; an integer becomes a float."""
+    """floor and ceil: a decimal loses its scale, an integer becomes a float."""
 
     def build(node: Node) -> Node:
         _require_numbers(op, node)
@@ -478,10 +478,10 @@ def _signature(op: str, result: Type, *takes: Type) -> Callable[..., Node]:
     def build(*nodes: Node) -> Node:
         try:
             args = [require(node, kind, op) for node, kind in zip(nodes, takes, strict=False)]
-        except Mistake:
+        except ExpressionError:
             given = ", ".join(node.typename for node in nodes)
             wanted = ", ".join(map(str, takes[: len(nodes)]))
-            raise Mistake(f"{op} takes ({wanted}), not ({given})") from None
+            raise ExpressionError(f"{op} takes ({wanted}), not ({given})") from None
         return Node(op, result, tuple(args))
 
     return build
@@ -495,7 +495,9 @@ def extract(part: str, node: Node) -> Node:
 
 def date_trunc(part: Node, node: Node) -> Node:
     if not _text_literal(part):
-        raise Mistake("the first argument of date_trunc is a text literal", "date_trunc('day', t)")
+        raise ExpressionError(
+            "the first argument of date_trunc is a text literal", "date_trunc('day', t)"
+        )
     unit = _unit(part.value, TRUNCATIONS, "date_trunc")
     moment = require(node, TIMESTAMP, "date_trunc")
     return Node("date_trunc", TIMESTAMP, (moment,), detail=("unit", unit))
@@ -504,7 +506,7 @@ def date_trunc(part: Node, node: Node) -> Node:
 def _unit(text: str, known: Sequence[str], function: str) -> str:
     unit = text.lower()
     if unit not in known:
-        raise Mistake(f"{function} knows no '{text}'", f"it knows {', '.join(known)}")
+        raise ExpressionError(f"{function} knows no '{text}'", f"it knows {', '.join(known)}")
     return unit
 
 
