@@ -81,8 +81,8 @@ def measure_replay(repeats: int = REPEATS) -> Section:
 
 NOTES = """\
 Whole commands, from Parquet to zstd Parquet, start-up included: `penstock replay
-examples/handbook.py`, and a script each in `bench/handbook/`. Before the figures count, all
-outputs are compared value by value: counts and risks equal, averages to 1e-9. Median [least … greatest]."""
+examples/handbook.py`, and a script each in `bench/handbook/`. Before figures count, all outputs
+are compared value by value: counts and risks equal, averages to 1e-9. Median [least … greatest]."""
 
 
 def penstock_command(target: Path, select: Sequence[str] | None = None) -> list[str]:
