@@ -17,8 +17,7 @@ from bench.report import Figure, Section
 APP = ROOT / "examples" / "handbook.py"
 TASKS = ROOT / "bench" / "handbook"
 REPEATS = 3
-# pandas takes a minute and more for the whole: this part of the customers and terminals, all their
-# rows.
+# pandas takes a minute and more for all: one in so many customers and terminals, all their rows.
 PANDAS_PART = 10
 
 FEATURES = [
@@ -82,7 +81,7 @@ def measure_replay(repeats: int = REPEATS) -> Section:
 
 NOTES = """\
 Whole commands, from Parquet to zstd Parquet, start-up included: `penstock replay
-examples/handbook.py`, and one script each in `bench/handbook/`. Before the figures count, all outputs
+examples/handbook.py`, and a script each in `bench/handbook/`. Before figures count, all outputs
 are compared value by value: counts and risks equal, averages to 1e-9. Median [least … greatest]."""
 
 
@@ -105,7 +104,7 @@ def time_task(command: Sequence[str], repeats: int, *, part: int = 1) -> Timed:
 
 
 def verify_equal(ours: Path, other: Path) -> None:
-    """Raise `RuntimeError` unless both hold the same features; what the other left null is skipped."""
+    """Raise `RuntimeError` unless both hold the same features, the nulls of the other apart."""
     names = ["TRANSACTION_ID", *FEATURES]
     pair = _read(other, names).join(_read(ours, names), on="TRANSACTION_ID", suffix="_ours")
     if len(pair) != pq.read_metadata(other).num_rows:
