@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+
 from oracles.handbook import handbook_features
 
 ROOT = Path(__file__).resolve().parent.parent
