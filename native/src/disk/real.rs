@@ -1,10 +1,11 @@
 //! The disk of the machine.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Disk, File, Mode};
 
@@ -13,11 +14,13 @@ const ALLOCATE_BYTES: usize = 1 << 20;
 
 pub struct RealDisk {
     root: PathBuf,
+    /// The folders that were synced, kept open: when a process has no descriptors left, its log still can.
+    folders: Mutex<BTreeMap<String, fs::File>>,
 }
 
 impl RealDisk {
     pub fn new(root: impl AsRef<Path>) -> RealDisk {
-        RealDisk { root: root.as_ref().to_path_buf() }
+        RealDisk { root: root.as_ref().to_path_buf(), folders: Mutex::default() }
     }
 }
 
@@ -73,7 +76,11 @@ impl Disk for RealDisk {
     }
 
     fn sync_folder(&self, folder: &str) -> io::Result<()> {
-        fs::File::open(self.root.join(folder))?.sync_all()
+        let mut folders = self.folders.lock().unwrap_or_else(PoisonError::into_inner);
+        if !folders.contains_key(folder) {
+            folders.insert(folder.into(), fs::File::open(self.root.join(folder))?);
+        }
+        folders[folder].sync_all()
     }
 }
 

@@ -1,7 +1,7 @@
 //! One writer at a time: a lock on the data directory that ends with its process, whatever way that ends.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
@@ -15,11 +15,11 @@ pub struct Lock {
     _file: File,
 }
 
-/// Lock a data directory, which is made where it is absent; the error names the process that holds it.
+/// Lock a data directory, which is made durably where it is absent; the error names the process that holds it.
 pub fn lock(root: &Path) -> Result<Lock> {
     let path = root.join("lock");
     let failed = |error| Error::io(format!("could not lock {}", path.display()), error);
-    fs::create_dir_all(root).map_err(failed)?;
+    create_folders(root).map_err(failed)?;
     let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
     let mut file = options.map_err(failed)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -29,6 +29,19 @@ pub fn lock(root: &Path) -> Result<Lock> {
     }
     file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(failed)?;
     Ok(Lock { _file: file })
+}
+
+/// Each new folder's name is on disk before anything in it counts.
+fn create_folders(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let parent = path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
+    create_folders(parent)?;
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => File::open(parent)?.sync_all(),
+    }
 }
 
 fn read_pid(file: &mut File) -> Option<u32> {

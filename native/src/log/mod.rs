@@ -13,16 +13,20 @@
 //!
 //! One process writes (`Log`, under `lock`), any number read (`Reader`), and they share nothing but the files.
 
+mod begin;
 mod catalog;
 mod columns;
 mod commit;
 mod durable;
+mod files;
+mod flush;
 mod frame;
 mod lock;
 mod place;
 mod reader;
 mod recovery;
 mod segment;
+mod settings;
 mod spare;
 mod verify;
 mod walk;
@@ -30,8 +34,10 @@ mod writer;
 
 pub use catalog::{Catalog, StoredSchema, Topic};
 pub use commit::{Commit, Section, StoredSection};
+pub use flush::{Flush, Flushed};
 pub use lock::{Lock, lock};
 pub use place::{Address, Position};
 pub use reader::{Reader, first_sequence, seek_offset, seek_sequence, seek_time};
+pub use settings::Settings;
 pub use verify::{Damage, Report, verify};
-pub use writer::{Committed, Flush, Flushed, Log, Recovery, Settings, Trimmed};
+pub use writer::{Committed, Log, Recovery, Trimmed};

@@ -41,6 +41,8 @@ impl Reader {
     }
 
     /// The next commit; `None` when nothing more is durable for now.
+    // Not an iterator's: after `None` there may be more.
+    #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<Option<Commit>> {
         while self.more()? {
             match self.walk.step()? {
@@ -115,13 +117,20 @@ impl Reader {
         // The file is written without a sync: after a power loss, or damage to it, the frames know better.
         if next > durable && self.asked < next {
             self.asked = next;
-            durable = durable_ahead(&self.walk)?;
-            if segment::list(self.disk.as_ref())?.iter().any(|(first, _)| *first >= next) {
-                durable = durable.max(next);
-            }
+            durable = durable_ahead(&self.walk)?.max(self.later_segment(next)?);
         }
         self.durable = self.durable.max(durable);
         Ok(())
+    }
+
+    /// The first sequence of a segment that begins at a commit or after it: what is before a segment is durable.
+    fn later_segment(&self, next: u64) -> Result<u64> {
+        let segments = segment::list(self.disk.as_ref())?;
+        let Some((first, _)) = segments.into_iter().find(|(first, _)| *first >= next) else { return Ok(0) };
+        // The writer may not have come to making the name durable, and a position in the segment relies on it.
+        let synced = self.disk.sync_folder(segment::FOLDER);
+        synced.map_err(|error| Error::io(format!("could not sync {}/", segment::FOLDER), error))?;
+        Ok(first)
     }
 
     /// The next commit is durable and not here: so it begins the next segment, or it is damaged.
@@ -177,11 +186,8 @@ pub fn seek_offset(disk: Arc<dyn Disk>, topic: &str, offset: u64) -> Result<Opti
     };
     let mut before = reader.position;
     while let Some(commit) = reader.next()? {
-        if commit
-            .sections
-            .iter()
-            .any(|section| *section.topic == *topic && section.base_offset + section.rows as u64 > offset)
-        {
+        let mut sections = commit.sections.iter().filter(|section| *section.topic == *topic);
+        if sections.any(|section| section.base_offset + u64::from(section.rows) > offset) {
             return Ok(Some(before));
         }
         before = reader.position;

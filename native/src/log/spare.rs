@@ -37,7 +37,9 @@ impl Spare {
         if let State::Absent = self.state {
             let (disk, bytes) = (self.disk.clone(), self.bytes);
             self.state = if self.background {
-                State::Allocating(thread::spawn(move || allocate(disk.as_ref(), bytes)))
+                // Without a thread, as without space: later.
+                let thread = thread::Builder::new().name("log-spare".into());
+                thread.spawn(move || allocate(disk.as_ref(), bytes)).map_or(State::Absent, State::Allocating)
             } else {
                 allocate(disk.as_ref(), bytes).map_or(State::Absent, State::Ready)
             };

@@ -1,59 +1,28 @@
 //! The one writer of a log.
 
-use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
-use xxhash_rust::xxh3::xxh3_64;
-
+use super::begin::{Begun, begin_segment};
 use super::catalog::{Catalog, Changes, StoredSchema};
 use super::commit::{self, Commit, Section};
 use super::durable::{DurableFile, DurableReader, Slot};
+use super::files::Files;
+use super::flush::{Flush, Flushed, Health};
 use super::frame::{self, Draft};
-use super::place::{Address, Position, SEGMENT_BYTES_MAX};
+use super::place::{Address, Position};
 use super::recovery::{self, Recovered};
 use super::segment::{self, FOLDER};
-use super::spare::{self, Spare};
+use super::settings::Settings;
+use super::spare::Spare;
 use super::walk::{Link, Walk};
-use crate::disk::{Disk, File, Mode};
+use crate::disk::{Disk, File};
 use crate::error::{Error, Result};
 use crate::schema::Schema;
 
 /// Kept free at a segment's end for the epochs of restarts, so that a full disk does not prevent one.
 const RESERVE_BYTES: u64 = 4096;
-const SEGMENT_BYTES_MIN: u64 = 4096;
 const FLUSHES_TIMED: usize = 5;
-const FILES_OPEN_MAX: usize = 16;
-
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// The length of a new segment: 4 KiB to 512 MiB.
-    pub segment_bytes: u64,
-    /// Commits with more bytes than this are compressed as a whole, where it saves a tenth.
-    pub compress_above: usize,
-    /// How long a commit is kept at least; `None` keeps all.
-    pub retention_us: Option<i64>,
-    /// How much space the log may take; `None` is without limit.
-    pub retention_bytes: Option<u64>,
-    /// Allocate the next segment in a thread of its own; a simulation does it in line.
-    pub background: bool,
-    /// False only as a test's negative control: such a log must lose what it acknowledged.
-    pub sync: bool,
-}
-
-impl Default for Settings {
-    fn default() -> Settings {
-        Settings {
-            segment_bytes: 64 << 20,
-            compress_above: 32 << 10,
-            retention_us: None,
-            retention_bytes: None,
-            background: true,
-            sync: true,
-        }
-    }
-}
 
 /// What `open` found and did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,7 +87,7 @@ pub struct Log {
 
 impl Log {
     pub fn open(disk: Arc<dyn Disk>, settings: Settings, now_us: i64) -> Result<(Log, Recovery)> {
-        check(&settings)?;
+        settings.check()?;
         let durable_file = DurableFile::open(disk.as_ref())?;
         for folder in ["", FOLDER] {
             disk.sync_folder(folder)
@@ -372,59 +341,6 @@ impl Log {
     }
 }
 
-/// A sync that can run in another thread than the log's.
-pub struct Flush {
-    file: Arc<dyn File>,
-    slot: Slot,
-    health: Arc<Health>,
-    sync: bool,
-}
-
-/// A sync that has succeeded.
-pub struct Flushed(Slot);
-
-impl Flush {
-    pub fn run(self) -> Result<Flushed> {
-        if self.sync {
-            self.health.sync(self.file.as_ref())?;
-        }
-        Ok(Flushed(self.slot))
-    }
-}
-
-/// Whether the log may still be trusted, shared with syncs that run elsewhere.
-#[derive(Default)]
-struct Health {
-    failed: AtomicBool,
-    syncing: Mutex<()>,
-}
-
-impl Health {
-    fn check(&self) -> Result<()> {
-        match self.failed.load(Ordering::Acquire) {
-            false => Ok(()),
-            true => Err(Error::io(
-                "the log has stopped after a failed write or sync",
-                io::Error::other("start again: what is on disk will be read anew"),
-            )),
-        }
-    }
-
-    fn watch<T>(&self, result: Result<T>) -> Result<T> {
-        if result.is_err() {
-            self.failed.store(true, Ordering::Release);
-        }
-        result
-    }
-
-    /// One sync at a time. Of two at once, the system may report a failure to one and success to the other.
-    fn sync(&self, file: &dyn File) -> Result<()> {
-        let _one = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.check()?;
-        self.watch(file.sync().map_err(|error| Error::io("could not sync the log", error)))
-    }
-}
-
 /// How an append becomes a frame.
 impl Log {
     fn schemas(&self, sections: &[Section]) -> Result<Vec<Arc<StoredSchema>>> {
@@ -608,109 +524,6 @@ impl Log {
     }
 }
 
-/// A segment, and where in it the log goes on.
-struct Begun {
-    file: Arc<dyn File>,
-    segment: segment::Header,
-    last_offset: u64,
-    offset: u64,
-    link: Link,
-}
-
-/// Make allocated space the next segment: header and catalog first, then the name, each on disk before the next step.
-fn begin_segment(
-    disk: &dyn Disk,
-    file: Arc<dyn File>,
-    bytes: u64,
-    number: u32,
-    after: Link,
-    catalog: &Catalog,
-    now_us: i64,
-) -> Result<Begun> {
-    let first_sequence = after.sequence + 1;
-    let segment = segment::Header {
-        salt: salt(after.epoch, first_sequence, now_us),
-        number,
-        first_sequence,
-        previous: after.checksum,
-        epoch: after.epoch,
-        time_us: now_us,
-        bytes,
-    };
-    let mut draft = Draft::default();
-    draft.begin().extend_from_slice(&catalog.to_bytes());
-    draft.finish(usize::MAX)?;
-    let header = frame::Header {
-        sequence: first_sequence,
-        durable: after.sequence,
-        time_us: now_us,
-        previous: after.checksum,
-        epoch: after.epoch,
-        flags: frame::CATALOG,
-        ..frame::Header::default()
-    };
-    let (frame, checksum) = draft.seal(header, segment.salt);
-    let last_offset = segment::HEADER_BYTES as u64;
-    let offset = last_offset + frame.len() as u64;
-    let name = segment::path(first_sequence);
-    file.write(0, &[&segment.to_bytes(), frame].concat())
-        .and_then(|()| file.sync())
-        .and_then(|()| disk.rename(spare::PATH, &name))
-        .and_then(|()| disk.sync_folder(FOLDER))
-        .map_err(|error| Error::io(format!("could not begin {name}"), error))?;
-    let link = Link { sequence: first_sequence, checksum, epoch: after.epoch };
-    Ok(Begun { file, segment, last_offset, offset, link })
-}
-
-/// Another one for each life of each segment, so that no old bytes fit in.
-fn salt(epoch: u32, first_sequence: u64, now_us: i64) -> u32 {
-    let mut bytes = [0; 20];
-    bytes[0..4].copy_from_slice(&epoch.to_le_bytes());
-    bytes[4..12].copy_from_slice(&first_sequence.to_le_bytes());
-    bytes[12..20].copy_from_slice(&now_us.to_le_bytes());
-    xxh3_64(&bytes) as u32
-}
-
 fn reserve(segment_bytes: u64) -> u64 {
     RESERVE_BYTES.min(segment_bytes / 16)
-}
-
-fn check(settings: &Settings) -> Result<()> {
-    let bytes = settings.segment_bytes;
-    match (SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&bytes) && bytes.is_multiple_of(8) {
-        true => Ok(()),
-        false => Err(Error::invalid(format!(
-            "a segment of {bytes} bytes is not possible: {SEGMENT_BYTES_MIN} to {SEGMENT_BYTES_MAX}, a multiple of 8"
-        ))),
-    }
-}
-
-/// The segments that were read last, open, with their headers.
-struct Files {
-    disk: Arc<dyn Disk>,
-    open: Mutex<Vec<(u64, Arc<dyn File>, segment::Header)>>,
-}
-
-impl Files {
-    fn new(disk: Arc<dyn Disk>) -> Files {
-        Files { disk, open: Mutex::default() }
-    }
-
-    fn get(&self, first_sequence: u64) -> Result<(Arc<dyn File>, segment::Header)> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(index) = open.iter().position(|(known, ..)| *known == first_sequence) {
-            open[..=index].rotate_right(1);
-        } else {
-            let file = segment::open(self.disk.as_ref(), first_sequence, Mode::Read)?;
-            let header = segment::read_header(file.as_ref(), first_sequence)?;
-            open.truncate(FILES_OPEN_MAX - 1);
-            open.insert(0, (first_sequence, file, header));
-        }
-        Ok((open[0].1.clone(), open[0].2))
-    }
-
-    fn forget(&self, first_sequence: u64) {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.retain(|(known, ..)| *known != first_sequence);
-    }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use penstock_native::disk::{Disk, MemoryDisk, Mode, RealDisk};
 use penstock_native::error::Error;
-use penstock_native::log::{Log, Reader, Section, Settings, lock, seek_offset, seek_time, verify};
+use penstock_native::log::{Flush, Log, Reader, Section, Settings, lock, seek_offset, seek_time, verify};
 use penstock_native::schema::{Field, Schema, Type};
 
 use crate::support::*;
@@ -376,6 +376,7 @@ fn test_a_second_writer_is_told_who_the_first_is() {
     }
     drop(first);
     lock(&folder.path().join("data")).unwrap();
+    lock(&folder.path().join("several/folders/deep")).unwrap();
 }
 
 #[test]
@@ -442,4 +443,12 @@ fn test_verify_counts_what_is_there() {
         assert_eq!(report.last_sequence, last.unwrap().sequence);
         assert_eq!((report.first_sequence, report.commits), (1, report.last_sequence));
     });
+}
+
+#[test]
+fn test_a_log_and_its_readers_can_be_used_from_any_thread() {
+    fn check<T: Send + Sync>() {}
+    check::<Log>();
+    check::<Reader>();
+    check::<Flush>();
 }
