@@ -50,6 +50,7 @@ class StandIn:
         self._fd = os.eventfd(0, os.EFD_NONBLOCK)
 
     def start(self) -> int:
+        self._check("start")
         self.started = True
         self._thread.start()
         return self._fd
@@ -99,6 +100,7 @@ class StandIn:
     def stop(self) -> None:
         self._queue.put(None)
         self._thread.join()
+        self._check("stop")
         self.stopped = True
 
     # What tests do.

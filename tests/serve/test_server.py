@@ -152,6 +152,25 @@ def test_a_core_that_fails_ends_the_doors_with_its_error(core: StandIn, method: 
     assert isinstance(door.errors[0], OSError)
 
 
+def test_a_core_that_does_not_start_is_the_doors_error(core: StandIn) -> None:
+    core.fails = "start"
+    with pytest.raises(AssertionError) as raised, running(core):
+        pass
+    assert isinstance(raised.value.__cause__, OSError)
+
+
+def test_a_core_that_fails_while_it_stops_leaves_nobody_without_an_answer(core: StandIn) -> None:
+    core.script = lambda request: None
+    with running(core, drain_s=0.1, fails=True) as door:
+        client = door.client()
+        client.send(post(DECIDE))
+        eventually(lambda: len(core.requests) == 1)
+        core.fails = "stop"
+        door.stop()
+        assert client.answer().code == "core_failed"
+    assert isinstance(door.errors[0], OSError)
+
+
 def test_a_core_that_says_it_has_failed_ends_the_doors(core: StandIn) -> None:
     core.script = lambda request: None
     with running(core, fails=True) as door:

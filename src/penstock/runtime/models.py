@@ -129,6 +129,7 @@ class Worker:
         self._back_off_s = BACK_OFF_FIRST_S
         self._complained_s = -COMPLAINTS_S
         self._process: subprocess.Popen[bytes] | None = None
+        self._killed: list[subprocess.Popen[bytes]] = []  # whose end has not been seen
         self._pipe: Pipe | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._connecting: asyncio.Task[None] | None = None  # kept, or it may vanish
@@ -158,9 +159,8 @@ class Worker:
 
     def stop(self) -> None:
         self._stopped = True
-        process = self._process
         self._end_process()
-        if process is not None:
+        for process in self._killed:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(STOP_S)
 
@@ -257,13 +257,20 @@ class Worker:
             self._pipe = None
         if self._process is not None:
             self._process.kill()
-            _reap(self._process)
+            self._killed.append(self._process)
             self._process = None
+            self._reap()
         failed = [number for number in self._at_work if number != WARM_UP]
         failed += [number for number, _, _ in self._waiting]
         self._at_work = []
         self._waiting.clear()
         self._fail(failed)
+
+    def _reap(self) -> None:
+        """Take killed processes' exit statuses when they are there; waiting would hold the gate."""
+        self._killed = [process for process in self._killed if process.poll() is None]
+        if self._killed and not self._stopped:
+            asyncio.get_running_loop().call_later(REAP_S, self._reap)
 
     def _fail(self, numbers: list[int]) -> None:
         self.failed += len(numbers)
@@ -338,9 +345,3 @@ class Pipe(asyncio.Protocol):
 
 async def _connect(loop: asyncio.AbstractEventLoop, pipe: Pipe, ours: socket.socket) -> None:
     await loop.create_unix_connection(lambda: pipe, sock=ours)
-
-
-def _reap(process: subprocess.Popen[bytes]) -> None:
-    """Take a killed process's exit status when it is there; waiting would hold the gate back."""
-    if process.poll() is None:
-        asyncio.get_running_loop().call_later(REAP_S, _reap, process)

@@ -96,6 +96,7 @@ class Relay:
         self._queue_max = settings.queue_max
         self._rate = Rate(settings.requests_per_second_max, monotonic_ns())
         self._batch: list[Request] = []
+        self._eventfd = -1
         self._handle = 0
         self._looked_ns = 0
         self._deadlines: list[Deadline] = routes.deadlines()
@@ -111,7 +112,8 @@ class Relay:
         self._loop.add_reader(eventfd, self.deliver)
 
     def close(self) -> None:
-        self._loop.remove_reader(self._eventfd)
+        if self._eventfd >= 0:
+            self._loop.remove_reader(self._eventfd)
         for deadline in self._deadlines:
             deadline.close()
 

@@ -145,24 +145,27 @@ class Server:
         logger.info("stopping: answering what is held")
         relay = self._relay
         self._door.stop()
-        await self._wait_for_answers(self._settings.drain_s, hurry)
+        await wait_until(
+            lambda: relay.failed.done() or not (relay.pending or self._door.busy()),
+            limit_s=self._settings.drain_s,
+            hurry=hurry,
+        )
         # Batches that are still at a model fail now, so that the core can decide without it.
         self._models.stop()
         relay.submit()
         if not relay.failed.done():
-            await stop_core(self._core, self._settings.stop_s)
-            relay.deliver_taken()
+            await self._stop_core()
         relay.abandon()
-        await self._wait_for_answers(LAST_WRITES_S, hurry)
+        await wait_until(lambda: not self._door.busy(), limit_s=LAST_WRITES_S, hurry=hurry)
         if relay.failed.done():
             relay.failed.result()
 
-    async def _wait_for_answers(self, limit_s: float, hurry: asyncio.Event) -> None:
-        until_s = monotonic() + limit_s
-        while monotonic() < until_s and not (hurry.is_set() or self._relay.failed.done()):
-            if not (self._relay.pending or self._door.busy()):
-                return
-            await asyncio.sleep(DRAIN_STEP_S)
+    async def _stop_core(self) -> None:
+        try:
+            await stop_core(self._core, self._settings.stop_s)
+            self._relay.deliver_taken()
+        except Exception as error:
+            self._relay.fail(error)
 
     def _close(self) -> None:
         self._models.stop()
@@ -181,6 +184,13 @@ class Server:
             self._health.watch(now_ns)
         except Exception as error:
             self._relay.fail(error)
+
+
+async def wait_until(condition: Callable[[], bool], *, limit_s: float, hurry: asyncio.Event) -> None:
+    """Wait for this to be so, no longer than `limit_s` and not at all in a hurry."""
+    until_s = monotonic() + limit_s
+    while not (condition() or hurry.is_set() or monotonic() > until_s):
+        await asyncio.sleep(DRAIN_STEP_S)
 
 
 async def stop_core(core: Gate, limit_s: float) -> None:
