@@ -16,6 +16,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyCapsule, PyTuple};
 use serde::{Deserialize, Serialize};
 
+use crate::answer;
 use crate::conform::Conform;
 use crate::decide::{Case, Decider, no_score};
 use crate::decode::{Decoder, split_lines};
@@ -29,7 +30,6 @@ use crate::ids;
 use crate::log::{self, Reader};
 use crate::plan::Plan;
 use crate::schema::{Field, Schema, Type};
-use crate::answer;
 
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -79,7 +79,8 @@ fn raise(error: Error) -> PyErr {
 }
 
 fn from_json<'a, T: Deserialize<'a>>(text: &'a str, what: &str) -> PyResult<T> {
-    serde_json::from_str(text).map_err(|error| raise(Error::invalid(format!("could not read {what}: {error}"))))
+    serde_json::from_str(text)
+        .map_err(|error| raise(Error::invalid(format!("could not read {what}: {error}"))))
 }
 
 // Arrow.
@@ -114,7 +115,8 @@ impl Batch {
 }
 
 fn import_batch(object: &Bound<'_, PyAny>) -> PyResult<RecordBatch> {
-    let pair: (Bound<'_, PyCapsule>, Bound<'_, PyCapsule>) = object.call_method0("__arrow_c_array__")?.extract()?;
+    let pair: (Bound<'_, PyCapsule>, Bound<'_, PyCapsule>) =
+        object.call_method0("__arrow_c_array__")?.extract()?;
     let schema = pair.0.pointer_checked(Some(SCHEMA))?;
     let array = pair.1.pointer_checked(Some(ARRAY))?;
     // SAFETY: the capsules' names say what they hold, and by the Arrow C data interface the consumer may move the
@@ -189,12 +191,10 @@ fn open_core(
             Python::attach(|py| drop(progress.call1(py, (what, done, of))));
         }
     };
-    let opened = py.detach(|| {
-        Core::open(parts.plan, disk, clock, parts.settings, parts.log, parts.ids, &mut report)
-    });
+    let opened =
+        py.detach(|| Core::open(parts.plan, disk, clock, parts.settings, parts.log, parts.ids, &mut report));
     opened.map_err(raise)
 }
-
 
 #[derive(Serialize)]
 struct StartedJson<'a> {
@@ -234,7 +234,8 @@ type RawAnswer = (u64, u16, Py<PyBytes>, u8);
 
 fn read_requests(requests: Vec<RawRequest<'_>>) -> PyResult<Vec<Request>> {
     let read = |(handle, kind, target, body, held_ns): RawRequest<'_>| {
-        let kind = Kind::from_number(kind).ok_or_else(|| PyRuntimeError::new_err("an unknown kind of request"))?;
+        let kind =
+            Kind::from_number(kind).ok_or_else(|| PyRuntimeError::new_err("an unknown kind of request"))?;
         Ok(Request { handle, kind, target, body: body.as_bytes().to_vec(), held_ns })
     };
     requests.into_iter().map(read).collect()
@@ -261,9 +262,16 @@ impl Gate {
     /// Open the data directory: recover the log, restore the state. `progress(what, done, of)` is called now and then.
     #[new]
     #[pyo3(signature = (plan, data, settings, progress=None))]
-    fn new(py: Python<'_>, plan: &str, data: &str, settings: &str, progress: Option<Py<PyAny>>) -> PyResult<Gate> {
+    fn new(
+        py: Python<'_>,
+        plan: &str,
+        data: &str,
+        settings: &str,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<Gate> {
         let parts = parts(plan, settings, true)?;
-        let (core, started) = open_core(py, parts, Arc::new(RealDisk::new(data)), Arc::new(RealClock), progress)?;
+        let (core, started) =
+            open_core(py, parts, Arc::new(RealDisk::new(data)), Arc::new(RealClock), progress)?;
         Ok(Gate {
             waiting: Mutex::new(Some(core)),
             running: OnceLock::new(),
@@ -303,12 +311,24 @@ impl Gate {
     }
 
     #[pyo3(signature = (target, body, took_ns=0))]
-    fn fallback(&self, py: Python<'_>, target: usize, body: &[u8], took_ns: u64) -> PyResult<(u16, Py<PyBytes>)> {
+    fn fallback(
+        &self,
+        py: Python<'_>,
+        target: usize,
+        body: &[u8],
+        took_ns: u64,
+    ) -> PyResult<(u16, Py<PyBytes>)> {
         self.fall_back(py, target, body, "deadline", took_ns)
     }
 
     #[pyo3(signature = (target, body, took_ns=0))]
-    fn overload(&self, py: Python<'_>, target: usize, body: &[u8], took_ns: u64) -> PyResult<(u16, Py<PyBytes>)> {
+    fn overload(
+        &self,
+        py: Python<'_>,
+        target: usize,
+        body: &[u8],
+        took_ns: u64,
+    ) -> PyResult<(u16, Py<PyBytes>)> {
         self.fall_back(py, target, body, "overload", took_ns)
     }
 
@@ -396,7 +416,12 @@ impl ManualGate {
     }
 
     /// One cycle over these requests; `told` are handles that were told the fallback.
-    fn step(&mut self, py: Python<'_>, requests: Vec<RawRequest<'_>>, told: Vec<u64>) -> PyResult<Vec<RawAnswer>> {
+    fn step(
+        &mut self,
+        py: Python<'_>,
+        requests: Vec<RawRequest<'_>>,
+        told: Vec<u64>,
+    ) -> PyResult<Vec<RawAnswer>> {
         let requests = read_requests(requests)?;
         let core = self.core()?;
         let answers = py.detach(|| {
@@ -576,7 +601,8 @@ impl Replayer {
         score: &ArrayRef,
     ) -> crate::error::Result<RecordBatch> {
         let rows = events.num_rows();
-        let decider = self.decider.as_ref().ok_or_else(|| Error::invalid("there is no policy to decide by"))?;
+        let decider =
+            self.decider.as_ref().ok_or_else(|| Error::invalid("there is no policy to decide by"))?;
         let offsets: Vec<i64> = (self.offset..self.offset + rows as i64).collect();
         self.offset += rows as i64;
         let marks = vec![0; rows];
@@ -590,12 +616,18 @@ impl Replayer {
         self.table(features, decided)
     }
 
-    fn table(&self, features: Vec<ArrayRef>, decided: Vec<(&str, ArrayRef)>) -> crate::error::Result<RecordBatch> {
+    fn table(
+        &self,
+        features: Vec<ArrayRef>,
+        decided: Vec<(&str, ArrayRef)>,
+    ) -> crate::error::Result<RecordBatch> {
         let columns = self.engine.plan.features[self.set].columns.iter().map(|field| field.name.as_str());
         let mut named: Vec<(&str, ArrayRef)> = columns.zip(features).collect();
         named.extend(decided);
-        let fields: Vec<ArrowField> =
-            named.iter().map(|(name, column)| ArrowField::new(*name, column.data_type().clone(), true)).collect();
+        let fields: Vec<ArrowField> = named
+            .iter()
+            .map(|(name, column)| ArrowField::new(*name, column.data_type().clone(), true))
+            .collect();
         let columns = named.into_iter().map(|(_, column)| column).collect();
         RecordBatch::try_new(Arc::new(ArrowSchema::new(fields)), columns)
             .map_err(|error| Error::invalid(format!("the results do not fit their table: {error}")))
@@ -617,7 +649,12 @@ impl LogReader {
     /// Of one topic from an offset, or of everything from the log's start.
     #[new]
     #[pyo3(signature = (data, topic=None, offset=0))]
-    fn new(py: Python<'_>, data: &Bound<'_, PyAny>, topic: Option<String>, offset: u64) -> PyResult<LogReader> {
+    fn new(
+        py: Python<'_>,
+        data: &Bound<'_, PyAny>,
+        topic: Option<String>,
+        offset: u64,
+    ) -> PyResult<LogReader> {
         let disk = disk(data)?;
         let opened = py.detach(|| {
             let from = match &topic {
@@ -641,7 +678,10 @@ impl LogReader {
             .map(|topic| TopicJson {
                 name: &topic.name,
                 next_offset: topic.next_offset,
-                fields: catalog.newest_schema(&topic.name).map(|stored| &stored.schema.fields[..]).unwrap_or(&[]),
+                fields: catalog
+                    .newest_schema(&topic.name)
+                    .map(|stored| &stored.schema.fields[..])
+                    .unwrap_or(&[]),
             })
             .collect();
         serde_json::to_string(&CatalogJson { topics, notes: catalog.notes() }).expect("plain data")
@@ -670,7 +710,8 @@ impl LogReader {
                 if self.topic.as_deref().is_some_and(|topic| *section.topic != *topic || end <= self.offset) {
                     continue;
                 }
-                let skipped = if self.topic.is_some() { self.offset.saturating_sub(section.base_offset) } else { 0 };
+                let skipped =
+                    if self.topic.is_some() { self.offset.saturating_sub(section.base_offset) } else { 0 };
                 let batch = section.batch()?;
                 let batch = batch.slice(skipped as usize, batch.num_rows() - skipped as usize);
                 let base = section.base_offset + skipped;
@@ -729,7 +770,8 @@ impl Evaluator {
         let evaluated = py.detach(|| self.program.evaluate(batch.columns(), batch.num_rows()));
         let (columns, faults) = evaluated.map_err(raise)?;
         let named = self.names.iter().map(String::as_str).zip(columns);
-        let result = RecordBatch::try_from_iter_with_nullable(named.map(|(name, column)| (name, column, true)));
+        let result =
+            RecordBatch::try_from_iter_with_nullable(named.map(|(name, column)| (name, column, true)));
         let result = result.map_err(|error| PyRuntimeError::new_err(error.to_string()))?;
         Ok((Batch(result), faults))
     }
@@ -739,7 +781,8 @@ impl Evaluator {
 type Refused = (u32, Option<String>, String);
 
 fn refused(refused: Vec<(u32, crate::decode::Refusal)>) -> Vec<Refused> {
-    let words = |(row, refusal): (u32, crate::decode::Refusal)| (row, refusal.field.clone(), refusal.to_string());
+    let words =
+        |(row, refusal): (u32, crate::decode::Refusal)| (row, refusal.field.clone(), refusal.to_string());
     refused.into_iter().map(words).collect()
 }
 
@@ -781,7 +824,9 @@ fn conform(
 fn rows_json(batch: &Bound<'_, PyAny>) -> PyResult<String> {
     let batch = import_batch(batch)?;
     let fields: Vec<Field> = (batch.schema_ref().fields().iter())
-        .map(|field| Ok(Field { name: field.name().clone(), kind: column_type(field.data_type())?, optional: true }))
+        .map(|field| {
+            Ok(Field { name: field.name().clone(), kind: column_type(field.data_type())?, optional: true })
+        })
         .collect::<PyResult<_>>()?;
     let mut text = Vec::new();
     for row in 0..batch.num_rows() {
@@ -799,6 +844,8 @@ fn column_type(kind: &DataType) -> PyResult<Type> {
         DataType::Utf8 => Type::Text,
         DataType::Timestamp(..) => Type::Timestamp,
         DataType::Decimal128(precision, scale) => Type::Decimal(*precision, *scale),
-        other => return Err(raise(Error::invalid(format!("a column of type {other} has no JSON form here")))),
+        other => {
+            return Err(raise(Error::invalid(format!("a column of type {other} has no JSON form here"))));
+        }
     })
 }

@@ -107,7 +107,9 @@ impl Decider {
             case.events.column(topic.id).clone(),
             Arc::new(Int64Array::from(case.offsets.to_vec())),
             self.outcome_column(verdicts),
-            Arc::new(StringArray::from_iter_values(verdicts.fired.iter().map(|fired| self.reasons_text(fired)))),
+            Arc::new(StringArray::from_iter_values(
+                verdicts.fired.iter().map(|fired| self.reasons_text(fired)),
+            )),
             case.score.clone(),
         ];
         columns.extend(case.features.iter().cloned());

@@ -61,7 +61,8 @@ pub struct Processed {
 
 impl Engine {
     pub fn new(plan: Arc<Plan>, threads: usize) -> Result<Engine> {
-        let stores = plan.stores.iter().map(|keyed| KeyedState::new(&plan, keyed)).collect::<Result<Vec<_>>>()?;
+        let stores =
+            plan.stores.iter().map(|keyed| KeyedState::new(&plan, keyed)).collect::<Result<Vec<_>>>()?;
         let derived = plan.features.iter().map(|set| derived_program(&plan, set)).collect::<Result<_>>()?;
         let topics = (0..plan.topics.len())
             .map(|topic| TopicState {
@@ -96,7 +97,8 @@ impl Engine {
     /// The features that each row would have if it alone came next; nothing moves.
     pub fn peek(&self, topic: usize, batch: &RecordBatch, wanted: &[usize]) -> Result<Processed> {
         let floor = self.floor(topic);
-        let times: Vec<i64> = event_times(&self.plan, topic, batch).iter().map(|&time| time.max(floor)).collect();
+        let times: Vec<i64> =
+            event_times(&self.plan, topic, batch).iter().map(|&time| time.max(floor)).collect();
         let marks = event_times(&self.plan, topic, batch)
             .iter()
             .map(|&time| if time < floor { LATE } else { 0 })
@@ -105,13 +107,20 @@ impl Engine {
         for &index in &self.topics[topic].passes {
             let slots = self.store_reads(index, wanted);
             let state = &self.stores[index];
-            let values = state.run(&self.plan, index, topic, batch, |pass| state.store.peek(pass), PassOptions {
-                times: &times,
-                skip: None,
-                wanted: &slots.reads,
-                evict_before: i64::MIN,
-                threads: 1,
-            })?;
+            let values = state.run(
+                &self.plan,
+                index,
+                topic,
+                batch,
+                |pass| state.store.peek(pass),
+                PassOptions {
+                    times: &times,
+                    skip: None,
+                    wanted: &slots.reads,
+                    evict_before: i64::MIN,
+                    threads: 1,
+                },
+            )?;
             slots.place(values, &mut reads);
         }
         let mut faults = 0;
@@ -241,7 +250,12 @@ impl Engine {
             self.faults += filtered.faults;
             let columns = state.value_columns(&plan, index, topic, batch);
             let keys = state.key_columns(topic, batch);
-            let values = state.store.pass(&options.pass(&keys, &columns, &filtered.arrays, plan.stores[index].source == topic))?;
+            let values = state.store.pass(&options.pass(
+                &keys,
+                &columns,
+                &filtered.arrays,
+                plan.stores[index].source == topic,
+            ))?;
             slots.place(values, &mut reads);
         }
         Ok(reads)
@@ -294,7 +308,8 @@ impl Engine {
     ) -> Result<Vec<Vec<ArrayRef>>> {
         let mut features = Vec::with_capacity(wanted.len());
         for (&set, reads) in wanted.iter().zip(reads) {
-            let mut columns: Vec<ArrayRef> = reads.into_iter().map(|read| read.expect("every store was read")).collect();
+            let mut columns: Vec<ArrayRef> =
+                reads.into_iter().map(|read| read.expect("every store was read")).collect();
             if !self.plan.features[set].derived.is_empty() {
                 let mut inputs: Vec<ArrayRef> = batch.columns().to_vec();
                 inputs.extend(columns.iter().cloned());
@@ -368,10 +383,13 @@ impl KeyedState {
             .iter()
             .map(|(name, _)| field_index(source, name))
             .collect::<Result<Vec<_>>>()?;
-        let store = plan.stores.iter().position(|each| std::ptr::eq(each, keyed)).expect("a store of this plan");
+        let store =
+            plan.stores.iter().position(|each| std::ptr::eq(each, keyed)).expect("a store of this plan");
         let readers: Vec<usize> = (0..plan.topics.len())
             .filter(|&topic| {
-                plan.features.iter().any(|set| set.topic == topic && set.reads.iter().any(|&(read, _)| read == store))
+                plan.features
+                    .iter()
+                    .any(|set| set.topic == topic && set.reads.iter().any(|&(read, _)| read == store))
             })
             .collect();
         let keys = (0..plan.topics.len())
@@ -444,10 +462,9 @@ fn stateless_rows(marks: &[u8]) -> Option<BooleanArray> {
 }
 
 fn field_index(fields: &[Field], name: &str) -> Result<usize> {
-    fields
-        .iter()
-        .position(|field| field.name == name)
-        .ok_or_else(|| Error::invalid(format!("the plan names a field \"{name}\" that its topic does not have")))
+    fields.iter().position(|field| field.name == name).ok_or_else(|| {
+        Error::invalid(format!("the plan names a field \"{name}\" that its topic does not have"))
+    })
 }
 
 /// Columns of nothing but null, for rows that have no features.

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::Int64Type;
-use serde::Serialize;
 use arrow_array::{Array, ArrayRef, RecordBatch, new_null_array};
+use serde::Serialize;
 
 use crate::disk::Disk;
 use crate::engine::Engine;
@@ -53,7 +53,12 @@ pub type Progress<'a> = &'a mut dyn FnMut(&str, u64, u64);
 
 impl Follower {
     /// Begin at the newest snapshot, or at the log's start; what a changed pipeline misses is built from the log.
-    pub fn open(plan: Arc<Plan>, disk: Arc<dyn Disk>, threads: usize, progress: Progress) -> Result<Follower> {
+    pub fn open(
+        plan: Arc<Plan>,
+        disk: Arc<dyn Disk>,
+        threads: usize,
+        progress: Progress,
+    ) -> Result<Follower> {
         let mut follower = Follower::at_start(plan, disk, threads)?;
         let mut passed_over = Vec::new();
         if let Some(snapshot) = snapshot::open_newest(&follower.disk, &mut passed_over)? {
@@ -80,13 +85,19 @@ impl Follower {
             position: None,
             reader: None,
             topics: names(plan.topics.iter().map(|topic| topic.name.clone()).collect()),
-            policies: names(plan.policies.iter().map(|policy| format!("{}.decisions", policy.name)).collect()),
+            policies: names(
+                plan.policies.iter().map(|policy| format!("{}.decisions", policy.name)).collect(),
+            ),
             plan,
         })
     }
 
     /// Apply what is durable and new, at most so many commits; how many there were.
-    pub fn advance(&mut self, commits_max: usize, mut seen: impl FnMut(&Commit) -> Result<()>) -> Result<usize> {
+    pub fn advance(
+        &mut self,
+        commits_max: usize,
+        mut seen: impl FnMut(&Commit) -> Result<()>,
+    ) -> Result<usize> {
         for count in 0..commits_max {
             let Some(commit) = self.reader()?.next()? else { return Ok(count) };
             self.apply(&commit, true)?;
@@ -105,11 +116,16 @@ impl Follower {
             position,
             sequence: self.sequence,
             topics: (self.plan.topics.iter().enumerate())
-                .map(|(index, topic)| TopicTime { name: topic.name.clone(), newest: self.engine.newest(index) })
+                .map(|(index, topic)| TopicTime {
+                    name: topic.name.clone(),
+                    newest: self.engine.newest(index),
+                })
                 .collect(),
             stores: (0..self.plan.stores.len()).map(|index| stored_store(&self.plan, index)).collect(),
             undecided: (self.undecided.iter())
-                .map(|(&(policy, offset), &address)| (self.plan.policies[policy].name.clone(), offset, address))
+                .map(|(&(policy, offset), &address)| {
+                    (self.plan.policies[policy].name.clone(), offset, address)
+                })
                 .collect(),
         };
         snapshot::write(&self.disk, &header, |index, out| self.engine.save_store(index, out))?;
@@ -141,17 +157,25 @@ impl Follower {
         Ok(())
     }
 
-    fn apply_events(&mut self, commit: &Commit, section: &StoredSection, topic: usize, compare: bool) -> Result<()> {
+    fn apply_events(
+        &mut self,
+        commit: &Commit,
+        section: &StoredSection,
+        topic: usize,
+        compare: bool,
+    ) -> Result<()> {
         let batch = as_defined(&self.plan, topic, &section.batch()?)?;
         if self.engine.newest(topic).is_none() && section.before != i64::MIN {
             self.engine.set_newest(topic, Some(section.before));
         }
-        let policy = (section.origin as usize).checked_sub(1).filter(|&policy| policy < self.plan.policies.len());
+        let policy =
+            (section.origin as usize).checked_sub(1).filter(|&policy| policy < self.plan.policies.len());
         let decisions = match policy {
             Some(policy) if compare => self.decisions_of(commit, policy)?,
             _ => None,
         };
-        let wanted: Vec<usize> = decisions.iter().map(|_| self.plan.policies[policy.unwrap_or(0)].features).collect();
+        let wanted: Vec<usize> =
+            decisions.iter().map(|_| self.plan.policies[policy.unwrap_or(0)].features).collect();
         let processed = self.engine.process(topic, &batch, section.marks.as_deref(), &wanted)?;
         if let (Some(decisions), Some(features)) = (decisions, processed.features.first()) {
             self.compare(&decisions, features);
@@ -168,17 +192,21 @@ impl Follower {
     fn decisions_of(&self, commit: &Commit, policy: usize) -> Result<Option<RecordBatch>> {
         let about = &self.plan.policies[policy];
         let topic = format!("{}.decisions", about.name);
-        let Some(section) = commit.sections.iter().find(|section| *section.topic == *topic) else { return Ok(None) };
+        let Some(section) = commit.sections.iter().find(|section| *section.topic == *topic) else {
+            return Ok(None);
+        };
         let table = section.batch()?;
         let versions = table.column_by_name("policy_version").map(|column| column.as_string::<i32>().clone());
-        let same = versions.is_some_and(|versions| versions.iter().all(|version| version == Some(&about.version)));
+        let same =
+            versions.is_some_and(|versions| versions.iter().all(|version| version == Some(&about.version)));
         Ok((same && about.model.is_none()).then_some(table))
     }
 
     fn compare(&mut self, decisions: &RecordBatch, features: &[ArrayRef]) {
         self.compared += decisions.num_rows() as u64;
         let logged = &decisions.columns()[5..5 + features.len()];
-        let same = features.iter().zip(logged).all(|(computed, logged)| computed.to_data() == logged.to_data());
+        let same =
+            features.iter().zip(logged).all(|(computed, logged)| computed.to_data() == logged.to_data());
         self.mismatches += !same as u64;
     }
 
@@ -294,7 +322,9 @@ impl Follower {
     fn first_time(&self, topic: usize) -> Option<i64> {
         let mut reader = Reader::open(self.disk.clone(), None).ok()?;
         while let Some(commit) = reader.next().ok()? {
-            for section in commit.sections.iter().filter(|section| *section.topic == *self.plan.topics[topic].name) {
+            for section in
+                commit.sections.iter().filter(|section| *section.topic == *self.plan.topics[topic].name)
+            {
                 let batch = as_defined(&self.plan, topic, &section.batch().ok()?).ok()?;
                 let times = crate::engine::event_times(&self.plan, topic, &batch);
                 return times.iter().copied().max().map(|newest| newest.max(section.before));

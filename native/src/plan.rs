@@ -87,7 +87,8 @@ pub struct ModelPlan {
 
 impl Plan {
     pub fn from_json(text: &str) -> Result<Plan> {
-        serde_json::from_str(text).map_err(|error| Error::invalid(format!("could not read the plan: {error}")))
+        serde_json::from_str(text)
+            .map_err(|error| Error::invalid(format!("could not read the plan: {error}")))
     }
 
     /// The topic about whose events a policy decides.

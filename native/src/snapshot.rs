@@ -80,7 +80,8 @@ pub fn open_newest(disk: &Arc<dyn Disk>, passed_over: &mut Vec<String>) -> Resul
 
 fn open(disk: &Arc<dyn Disk>, sequence: u64) -> Result<Snapshot> {
     let path = path(sequence);
-    let file = disk.open(&path, Mode::Read).map_err(|error| Error::io(format!("could not open {path}"), error))?;
+    let file =
+        disk.open(&path, Mode::Read).map_err(|error| Error::io(format!("could not open {path}"), error))?;
     let mut input = io::BufReader::with_capacity(PIECE_BYTES, FileInput { file, offset: 0 });
     let damaged = |what: &str| Error::damaged(&path, 0, what);
     let mut start = [0; 12];

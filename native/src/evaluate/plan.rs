@@ -294,7 +294,9 @@ fn fits(node: &Node) -> bool {
         (Negate | Absolute, [arg], kind) => *arg == kind && matches!(kind, Int64 | Float64 | Decimal(..)),
         (Round, [Float64], Float64) => true,
         (Round, [Int64], Int64) => node.digits < 0,
-        (Round, [Decimal(_, from)], Decimal(_, to)) => i32::from(to) == node.digits.max(0) && node.digits < i32::from(*from),
+        (Round, [Decimal(_, from)], Decimal(_, to)) => {
+            i32::from(to) == node.digits.max(0) && node.digits < i32::from(*from)
+        }
         (Floor | Ceil, [Float64], Float64) => true,
         (Floor | Ceil, [Decimal(..)], Decimal(_, 0)) => true,
         (Ln | Exp | Sqrt, [Float64], Float64) | (Power, [Float64, Float64], Float64) => true,

@@ -96,7 +96,9 @@ impl Core {
             }
             for section in commit.sections.iter().filter(|section| *section.topic == *about.name) {
                 let stored = as_defined(&self.plan, topic, &section.batch()?)?;
-                let Some(found) = find_id(stored.column(about.id), batch.column(about.id), row) else { continue };
+                let Some(found) = find_id(stored.column(about.id), batch.column(about.id), row) else {
+                    continue;
+                };
                 let event = SeenEvent {
                     origin: section.origin,
                     offset: section.base_offset as i64 + found as i64,

@@ -204,7 +204,8 @@ impl Core {
 
     /// The answers of those requests whose lines all have their result.
     pub(super) fn finish_bulk(&mut self, answers: &mut Vec<Answer>) {
-        let done: Vec<u64> = self.bulk.iter().filter(|(_, bulk)| bulk.done()).map(|(&number, _)| number).collect();
+        let done: Vec<u64> =
+            self.bulk.iter().filter(|(_, bulk)| bulk.done()).map(|(&number, _)| number).collect();
         for number in done {
             let bulk = self.bulk.remove(&number).expect("it was just found");
             self.last.push((bulk.handle, bulk.tells.clone()));
@@ -277,7 +278,8 @@ impl Bulk {
 
     fn events_body(&self) -> Vec<u8> {
         let accepted = self.offsets.iter().flatten().count() - self.repeated;
-        let mut body = format!("{{\"accepted\":{accepted},\"repeated\":{},\"offsets\":[", self.repeated).into_bytes();
+        let mut body =
+            format!("{{\"accepted\":{accepted},\"repeated\":{},\"offsets\":[", self.repeated).into_bytes();
         for (line, offset) in self.offsets.iter().enumerate() {
             if line > 0 {
                 body.push(b',');

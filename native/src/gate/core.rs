@@ -127,7 +127,9 @@ impl Core {
         decides.resize_with(self.plan.policies.len(), Vec::new);
         for request in requests {
             match request.kind {
-                Kind::Decide if self.stats.full.is_some() => cycle.answers.push(self.full_answer(request.handle)),
+                Kind::Decide if self.stats.full.is_some() => {
+                    cycle.answers.push(self.full_answer(request.handle))
+                }
                 Kind::Decide => decides[request.target].push(request),
                 Kind::Lookup => self.look_up(&mut cycle, request)?,
                 Kind::DryRun | Kind::DryRunMany => self.dry_run(&mut cycle, request)?,
@@ -286,7 +288,13 @@ impl Core {
         self.stats.events += rows as u64;
         self.stats.late += processed.marks.iter().filter(|&&mark| mark & LATE != 0).count() as u64;
         let marks = processed.marks.iter().any(|&mark| mark != 0).then(|| processed.marks.clone());
-        cycle.sections.push(Section { schema: self.topics[topic], origin, before, marks, batch: events.clone() });
+        cycle.sections.push(Section {
+            schema: self.topics[topic],
+            origin,
+            before,
+            marks,
+            batch: events.clone(),
+        });
         Ok(Batch {
             events: Arc::new(events),
             features: if wanted.is_empty() { Vec::new() } else { processed.features.swap_remove(0) },
@@ -320,7 +328,13 @@ impl Core {
         let number = self.next_number;
         self.next_number += 1;
         let body = write_ipc(&self.model_input(policy, &batch)?)?;
-        cycle.answers.push(Answer { handle: number, status: model as u16, body, flags: MODEL, tells: Vec::new() });
+        cycle.answers.push(Answer {
+            handle: number,
+            status: model as u16,
+            body,
+            flags: MODEL,
+            tells: Vec::new(),
+        });
         let told = vec![false; waiters.len()];
         let started_ns = self.clock.monotonic_ns();
         self.pending.insert(number, Pending { policy, batch, waiters, told, started_ns, dry_run });
@@ -370,8 +384,12 @@ impl Core {
             cycle.finished.push((waiter, body, None));
             return Ok(());
         }
-        for pending in self.pending.values_mut().filter(|pending| pending.policy == policy && !pending.dry_run) {
-            let Some(row) = pending.batch.offsets.iter().position(|&offset| offset == event.offset) else { continue };
+        for pending in
+            self.pending.values_mut().filter(|pending| pending.policy == policy && !pending.dry_run)
+        {
+            let Some(row) = pending.batch.offsets.iter().position(|&offset| offset == event.offset) else {
+                continue;
+            };
             if pending.told[row] {
                 let body = fallback_body(&self.plan, policy, &pending.batch.events, row);
                 cycle.finished.push((waiter, body, None));
@@ -385,7 +403,12 @@ impl Core {
         Ok(())
     }
 
-    fn first_answer(&mut self, cycle: &mut Cycle, policy: usize, event: &SeenEvent) -> Result<Option<Vec<u8>>> {
+    fn first_answer(
+        &mut self,
+        cycle: &mut Cycle,
+        policy: usize,
+        event: &SeenEvent,
+    ) -> Result<Option<Vec<u8>>> {
         if let Some(body) = self.told_body(cycle, policy, event)? {
             return Ok(Some(body));
         }
@@ -404,7 +427,12 @@ impl Core {
         Ok(Some(body))
     }
 
-    fn decision_body(&mut self, cycle: &mut Cycle, policy: usize, event: &SeenEvent) -> Result<Option<Vec<u8>>> {
+    fn decision_body(
+        &mut self,
+        cycle: &mut Cycle,
+        policy: usize,
+        event: &SeenEvent,
+    ) -> Result<Option<Vec<u8>>> {
         let topic = self.policies[policy].decisions_topic.clone();
         let Some((schema, table, row)) = self.find_row(cycle, &topic, 1, event)? else { return Ok(None) };
         let mut body = Vec::new();
@@ -436,7 +464,8 @@ impl Core {
     /// The writer of a schema of decisions, which may be an earlier version of the policy's.
     fn writer(&mut self, schema: u32) -> Result<&DecisionWriter> {
         if !self.writers.contains_key(&schema) {
-            let known = self.log.catalog().schema(schema).ok_or_else(|| Error::invalid("an unknown schema"))?;
+            let known =
+                self.log.catalog().schema(schema).ok_or_else(|| Error::invalid("an unknown schema"))?;
             let writer = decision_writer(&known.schema);
             self.writers.insert(schema, writer);
         }
@@ -449,11 +478,22 @@ impl Core {
             Some((status, body)) => (status, body),
             None => (404, error_body("not_found", "no decision of this policy has this id", None)),
         };
-        cycle.answers.push(Answer { handle: request.handle, status: body.0, body: body.1, flags: 0, tells: Vec::new() });
+        cycle.answers.push(Answer {
+            handle: request.handle,
+            status: body.0,
+            body: body.1,
+            flags: 0,
+            tells: Vec::new(),
+        });
         Ok(())
     }
 
-    fn find_decision(&mut self, cycle: &mut Cycle, policy: usize, text: &[u8]) -> Result<Option<(u16, Vec<u8>)>> {
+    fn find_decision(
+        &mut self,
+        cycle: &mut Cycle,
+        policy: usize,
+        text: &[u8],
+    ) -> Result<Option<(u16, Vec<u8>)>> {
         let topic = self.plan.policy_topic(policy);
         let Some(id) = parse_id(self.plan.topics[topic].fields[self.plan.topics[topic].id].kind, text) else {
             return Ok(None);
@@ -534,7 +574,11 @@ impl Core {
     }
 
     /// A dry run's events: one in the body, or a line each; several are gathered under a number of their own.
-    fn dry_run_rows(&mut self, cycle: &mut Cycle, request: &Request) -> Result<Option<(RecordBatch, Vec<Waiter>)>> {
+    fn dry_run_rows(
+        &mut self,
+        cycle: &mut Cycle,
+        request: &Request,
+    ) -> Result<Option<(RecordBatch, Vec<Waiter>)>> {
         let topic = self.plan.policy_topic(request.target);
         if request.kind == Kind::DryRun {
             let decoded = self.decoders[topic].decode(std::iter::once(request.body.as_slice()));
@@ -551,7 +595,8 @@ impl Core {
         for (line, refusal) in &decoded.refused {
             self.refuse_line(number, *line as usize, refusal_body(refusal));
         }
-        let waiters = decoded.rows.iter().map(|&line| Waiter::Line { bulk: number, line: line as usize }).collect();
+        let waiters =
+            decoded.rows.iter().map(|&line| Waiter::Line { bulk: number, line: line as usize }).collect();
         Ok(Some((decoded.batch, waiters)))
     }
 
@@ -607,7 +652,11 @@ impl Core {
                 if waits && !pending.told[row] {
                     pending.told[row] = true;
                     let rows = vec![(row, pending.batch.offsets[row])];
-                    cycle.tells.push(Tell { policy: pending.policy, events: pending.batch.events.clone(), rows });
+                    cycle.tells.push(Tell {
+                        policy: pending.policy,
+                        events: pending.batch.events.clone(),
+                        rows,
+                    });
                 }
             }
         }
@@ -619,7 +668,8 @@ impl Core {
         let rows: UInt32Array = tell.rows.iter().map(|&(row, _)| row as u32).collect::<Vec<_>>().into();
         let count = rows.len();
         let ids = take(tell.events.column(id), &rows)?;
-        let constant = |text: &str| -> ArrayRef { Arc::new(StringArray::from_iter_values(vec![text; count])) };
+        let constant =
+            |text: &str| -> ArrayRef { Arc::new(StringArray::from_iter_values(vec![text; count])) };
         let columns = vec![
             ids,
             Arc::new(Int64Array::from_iter_values(tell.rows.iter().map(|&(_, offset)| offset))) as ArrayRef,
@@ -692,7 +742,14 @@ impl Core {
     }
 
     /// Say no to one waiter: an answer of its own, or its line of a larger one.
-    pub(super) fn refuse(&mut self, cycle: &mut Cycle, waiter: &Waiter, status: u16, code: &str, message: &str) {
+    pub(super) fn refuse(
+        &mut self,
+        cycle: &mut Cycle,
+        waiter: &Waiter,
+        status: u16,
+        code: &str,
+        message: &str,
+    ) {
         let body = error_body(code, message, None);
         match *waiter {
             Waiter::One { handle, .. } => {
@@ -704,7 +761,10 @@ impl Core {
 
     /// Why there is no space for what these requests would write, if so.
     fn room(&mut self, requests: &[Request]) -> Option<String> {
-        let bytes: usize = requests.iter().map(|request| 2 * request.body.len().min(self.settings.commit_bytes) + 4096).sum();
+        let bytes: usize = requests
+            .iter()
+            .map(|request| 2 * request.body.len().min(self.settings.commit_bytes) + 4096)
+            .sum();
         match self.log.room((bytes + self.settings.commit_bytes) as u64) {
             Ok(()) => None,
             Err(error) => Some(error.to_string()),
@@ -713,7 +773,13 @@ impl Core {
 
     pub(super) fn full_answer(&self, handle: u64) -> Answer {
         let message = self.stats.full.as_deref().unwrap_or("no space left");
-        Answer { handle, status: 503, body: error_body("disk_full", message, None), flags: 0, tells: Vec::new() }
+        Answer {
+            handle,
+            status: 503,
+            body: error_body("disk_full", message, None),
+            flags: 0,
+            tells: Vec::new(),
+        }
     }
 
     fn count_decisions(&mut self, policy: usize, verdicts: &Verdicts) {
@@ -851,7 +917,8 @@ pub(super) fn take_new(batch: &RecordBatch, seen: &[Seen]) -> Result<RecordBatch
 }
 
 fn take(column: &ArrayRef, rows: &UInt32Array) -> Result<ArrayRef> {
-    arrow_select::take::take(column, rows, None).map_err(|error| Error::invalid(format!("could not take rows: {error}")))
+    arrow_select::take::take(column, rows, None)
+        .map_err(|error| Error::invalid(format!("could not take rows: {error}")))
 }
 
 /// Scores as the model's process sends them: little-endian float64, NaN for null; infinite ones are no scores.

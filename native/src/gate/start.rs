@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
+use super::Clock;
 use super::admit::id_hashes;
 use super::core::{Core, PolicyLog, Settings, decision_writer, section};
 use super::stats::Stats;
-use super::Clock;
 use crate::decide::{Case, Decider, no_score};
 use crate::decode::Decoder;
 use crate::disk::Disk;
@@ -69,7 +69,9 @@ impl Core {
         stats.decisions = decision_counters(&plan);
         let mut core = Core {
             decoders: Arc::new(decoders(&plan)),
-            deciders: (0..plan.policies.len()).map(|policy| Decider::new(&plan, policy)).collect::<Result<_>>()?,
+            deciders: (0..plan.policies.len())
+                .map(|policy| Decider::new(&plan, policy))
+                .collect::<Result<_>>()?,
             writers: writers(&plan, &policies),
             bulk: BTreeMap::new(),
             bulk_queue: VecDeque::new(),
@@ -189,7 +191,8 @@ impl Inserter<'_> {
             return Some((topic, self.plan.topics[topic].id));
         }
         let policy = self.plan.policies.iter().position(|policy| {
-            name.strip_prefix(policy.name.as_str()).is_some_and(|rest| rest == ".decisions" || rest == ".timeouts")
+            name.strip_prefix(policy.name.as_str())
+                .is_some_and(|rest| rest == ".decisions" || rest == ".timeouts")
         })?;
         Some((self.plan.policy_topic(policy), 0))
     }
@@ -208,9 +211,10 @@ fn writers(plan: &Plan, policies: &[PolicyLog]) -> HashMap<u32, crate::answer::D
 }
 
 fn decision_counters(plan: &Plan) -> Vec<(String, String, u64)> {
-    let pairs = plan.policies.iter().flat_map(|policy| {
-        policy.outcomes.iter().map(|outcome| (policy.name.clone(), outcome.clone(), 0))
-    });
+    let pairs = plan
+        .policies
+        .iter()
+        .flat_map(|policy| policy.outcomes.iter().map(|outcome| (policy.name.clone(), outcome.clone(), 0)));
     pairs.collect()
 }
 
