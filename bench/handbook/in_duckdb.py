@@ -1,6 +1,6 @@
-"""The twelve features in DuckDB: window functions on a unique integer key, which make the bounds exact.
+"""The twelve features in DuckDB: window functions on a unique integer key, for exact bounds.
 
-    python bench/handbook/in_duckdb.py IN.parquet OUT.parquet
+python bench/handbook/in_duckdb.py IN.parquet OUT.parquet
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def features() -> list[str]:
     for days in DAYS:
         columns += [
             f"n{days} as CUSTOMER_ID_NB_TX_{days}DAY_WINDOW",
-            f"cast(cents{days} as double) / (n{days} * 100) as CUSTOMER_ID_AVG_AMOUNT_{days}DAY_WINDOW",
+            f"cast(cents{days} as double) / (n{days} * 100) "
+            f"as CUSTOMER_ID_AVG_AMOUNT_{days}DAY_WINDOW",
         ]
     for days in DAYS:
         # What is older than the delay: all of the longer window but what is in the delay itself.

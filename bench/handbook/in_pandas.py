@@ -1,4 +1,4 @@
-"""The twelve features in pandas, the way the book does it: a function per customer and per terminal.
+"""The twelve features in pandas, the book's way: a function per customer and per terminal.
 
     python bench/handbook/in_pandas.py IN.parquet OUT.parquet PART
 

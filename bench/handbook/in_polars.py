@@ -1,6 +1,6 @@
 """The twelve features in Polars, a batch over the whole file: `rolling_sum_by().over()`.
 
-    python bench/handbook/in_polars.py IN.parquet OUT.parquet
+python bench/handbook/in_polars.py IN.parquet OUT.parquet
 """
 
 from __future__ import annotations
@@ -28,9 +28,7 @@ def main(source: str, target: str) -> None:
         pl.col("TX_FRAUD").cast(pl.Int64).alias("fraud"),
         pl.lit(1, pl.Int64).alias("one"),
     )
-    customers = [
-        past(column, "CUSTOMER_ID", days) for days in DAYS for column in ("one", "cents")
-    ]
+    customers = [past(column, "CUSTOMER_ID", days) for days in DAYS for column in ("one", "cents")]
     terminals = [
         past(column, "TERMINAL_ID", days)
         for days in (DELAY, *(DELAY + days for days in DAYS))

@@ -17,7 +17,7 @@ use pyo3::types::{PyBytes, PyCapsule, PyTuple};
 use serde::{Deserialize, Serialize};
 
 use crate::answer;
-use crate::conform::Conform;
+use crate::conform::{Unknown, conform as conform_batch, keep_rows};
 use crate::decide::{Case, Decider, no_score};
 use crate::decode::{Decoder, split_lines};
 use crate::disk::{Crash, Disk, MemoryDisk, RealDisk};
@@ -814,9 +814,13 @@ fn conform(
 ) -> PyResult<(Batch, Vec<Refused>)> {
     let batch = import_batch(batch)?;
     let fields: Vec<Field> = from_json(fields, "the fields")?;
-    let options = if ignore_unknown { Conform::files() } else { Conform::strict() };
-    let conformed = py.detach(|| options.conform(&batch, &Schema { fields })).map_err(raise)?;
-    Ok((Batch(conformed.batch), refused(conformed.refused)))
+    let unknown = if ignore_unknown { Unknown::Ignore } else { Unknown::Refuse };
+    let conformed = py.detach(|| {
+        let (batch, refused) = conform_batch(&batch, &Schema { fields }, unknown)?;
+        Ok((keep_rows(&batch, &refused), refused))
+    });
+    let (batch, wrong) = conformed.map_err(raise)?;
+    Ok((Batch(batch), refused(wrong)))
 }
 
 /// Each row as a line of JSON: what `penstock tail` shows.

@@ -11,7 +11,7 @@ use arrow_array::{Array, ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions
 use arrow_schema::DataType;
 use arrow_select::filter::filter_record_batch;
 
-pub use self::stream::read_ipc;
+pub use self::stream::{read_ipc, write_ipc};
 use crate::decode::{Refusal, Wrong};
 use crate::error::{Error, Result};
 use crate::schema::{Field, Schema};

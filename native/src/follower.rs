@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::disk::Disk;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::log::{Catalog, Commit, Position, Reader, StoredSection};
+use crate::log::{self, Catalog, Commit, Position, Reader, StoredSection};
 use crate::plan::Plan;
 use crate::snapshot::{self, Header, StoredStore, TopicTime};
 use crate::windows::Store;
@@ -216,7 +216,6 @@ impl Follower {
         let header = snapshot.header.clone();
         self.position = Some(header.position);
         self.sequence = header.sequence;
-        let mut rebuild: Vec<(usize, Vec<usize>)> = Vec::new();
         let mut restored = vec![false; self.plan.stores.len()];
         for (done, old) in header.stores.iter().enumerate() {
             progress("restoring state", done as u64, header.stores.len() as u64);
@@ -225,14 +224,8 @@ impl Follower {
             let plan = self.plan.stores[index].plan.clone();
             if old.plan == plan {
                 self.engine.replace_store(index, Store::load(plan, &mut bytes.as_slice())?);
-            } else {
-                let (store, missing) = Store::load_changed(plan, &mut bytes.as_slice())?;
-                self.engine.replace_store(index, store);
-                if !missing.is_empty() {
-                    rebuild.push((index, missing));
-                }
+                restored[index] = true;
             }
-            restored[index] = true;
         }
         for topic in &header.topics {
             if let Some(&index) = self.topics.get(&topic.name) {
@@ -240,8 +233,7 @@ impl Follower {
             }
         }
         self.restore_undecided(&header);
-        let new = (0..restored.len()).filter(|&index| !restored[index]);
-        rebuild.extend(new.map(|index| (index, (0..self.plan.stores[index].plan.reads.len()).collect())));
+        let rebuild: Vec<usize> = (0..restored.len()).filter(|&index| !restored[index]).collect();
         if rebuild.is_empty() { Ok(()) } else { self.rebuild(&rebuild, progress) }
     }
 
@@ -262,58 +254,47 @@ impl Follower {
     }
 
     /// Build from the log what the snapshot does not have, up to the snapshot's commit.
-    fn rebuild(&mut self, stores: &[(usize, Vec<usize>)], progress: Progress) -> Result<()> {
+    fn rebuild(&mut self, stores: &[usize], progress: Progress) -> Result<()> {
         let mut builder = Follower::at_start(self.plan.clone(), self.disk.clone(), 1)?;
-        let wanted: Vec<usize> = stores.iter().map(|(index, _)| *index).collect();
-        builder.engine.limit_to(&wanted);
-        let mut first = None;
+        builder.engine.limit_to(stores);
         while builder.sequence < self.sequence {
             let Some(commit) = builder.reader()?.next()? else { break };
-            first.get_or_insert(commit.sequence);
             builder.apply(&commit, false)?;
             if commit.sequence % 1024 == 0 {
                 progress("building new features from the log", commit.sequence, self.sequence);
             }
         }
-        for (index, missing) in stores {
-            let rebuilt = builder.engine.take_store(*index)?;
-            let mut store = self.engine.take_store(*index)?;
-            store.merge_rebuilt(rebuilt, missing)?;
-            self.engine.replace_store(*index, store);
+        for &index in stores {
+            self.engine.replace_store(index, builder.engine.take_store(index)?);
         }
-        if log_is_cut(self.disk.clone())? {
-            for (index, missing) in stores {
-                self.note_incomplete(*index, missing, &builder);
-            }
+        if log::first_sequence(self.disk.as_ref())? > 1 {
+            stores.iter().for_each(|&index| self.note_incomplete(index, &builder));
         }
         Ok(())
     }
 
     /// Without a snapshot, a log whose beginning was removed leaves every feature short of its past.
     fn note_cut_log(&mut self) -> Result<()> {
-        if log_is_cut(self.disk.clone())? {
+        if log::first_sequence(self.disk.as_ref())? > 1 {
             let builder = Follower::at_start(self.plan.clone(), self.disk.clone(), 1)?;
             for index in 0..self.plan.stores.len() {
-                let reads: Vec<usize> = (0..self.plan.stores[index].plan.reads.len()).collect();
-                self.note_incomplete(index, &reads, &builder);
+                self.note_incomplete(index, &builder);
             }
         }
         Ok(())
     }
 
-    fn note_incomplete(&mut self, store: usize, reads: &[usize], builder: &Follower) {
+    fn note_incomplete(&mut self, store: usize, builder: &Follower) {
         let plan = self.plan.clone();
         let begin = builder.first_time(plan.stores[store].source);
         for set in &plan.features {
             for (column, &(_, read)) in set.reads.iter().enumerate().filter(|(_, (of, _))| *of == store) {
                 let about = &plan.stores[store].plan.reads[read];
-                if reads.contains(&read) {
-                    let span = about.length_us.map(|length| length + about.delay_us);
-                    self.incomplete.push(Incomplete {
-                        feature: set.columns[column].name.clone(),
-                        complete_from_us: begin.zip(span).map(|(begin, span)| begin + span),
-                    });
-                }
+                let span = about.length_us.map(|length| length + about.delay_us);
+                self.incomplete.push(Incomplete {
+                    feature: set.columns[column].name.clone(),
+                    complete_from_us: begin.zip(span).map(|(begin, span)| begin + span),
+                });
             }
         }
     }
@@ -321,10 +302,9 @@ impl Follower {
     /// The time at which the log's first remaining events of a topic stand.
     fn first_time(&self, topic: usize) -> Option<i64> {
         let mut reader = Reader::open(self.disk.clone(), None).ok()?;
+        let name = &self.plan.topics[topic].name;
         while let Some(commit) = reader.next().ok()? {
-            for section in
-                commit.sections.iter().filter(|section| *section.topic == *self.plan.topics[topic].name)
-            {
+            if let Some(section) = commit.sections.iter().find(|section| *section.topic == **name) {
                 let batch = as_defined(&self.plan, topic, &section.batch().ok()?).ok()?;
                 let times = crate::engine::event_times(&self.plan, topic, &batch);
                 return times.iter().copied().max().map(|newest| newest.max(section.before));
@@ -338,12 +318,6 @@ fn stored_store(plan: &Plan, index: usize) -> StoredStore {
     let keyed = &plan.stores[index];
     let source = plan.topics[keyed.source].name.clone();
     StoredStore { source, key: keyed.key.clone(), plan: keyed.plan.clone() }
-}
-
-/// Whether the log's beginning was removed by retention.
-fn log_is_cut(disk: Arc<dyn Disk>) -> Result<bool> {
-    let mut reader = Reader::open(disk, None)?;
-    Ok(reader.next()?.is_some_and(|commit| commit.sequence > 1))
 }
 
 /// A stored batch with the columns that its topic has now: fields that came later are null.

@@ -170,7 +170,8 @@ def _bytes(value: Any, place: str) -> int:
             f"{place}: {value!r} is not a number of bytes", hint="write for example 512MiB or 4GiB"
         )
     number, unit = found.groups()
-    return int(number) * 1024 ** ["", "KiB", "MiB", "GiB", "TiB"].index("" if unit == "B" else unit)
+    factor: int = 1024 ** ["", "KiB", "MiB", "GiB", "TiB"].index("" if unit == "B" else unit)
+    return int(number) * factor
 
 
 def _at_least(setting: Setting, value: int, place: str) -> int:

@@ -149,7 +149,7 @@ def running(
         await serve(
             core,
             doors,
-            DoorSettings(port=0, **settings),
+            DoorSettings(**{"port": 0, **settings}),
             listening=listening,
             stop=stop,
             model_program=program,

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from penstock.serve.core import DECIDE as DECIDE_ONE
 from penstock.serve.core import (
     DECIDE_MANY,
     DRY_RUN,
@@ -18,7 +19,6 @@ from penstock.serve.core import (
     LOOKUP,
     REPEAT,
 )
-from penstock.serve.core import DECIDE as DECIDE_ONE
 from serve.client import DECIDE, Client, Running, eventually, get, post, running
 from serve.stand_in import StandIn
 

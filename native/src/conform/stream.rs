@@ -11,6 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use arrow_array::RecordBatch;
 use arrow_ipc::reader::StreamReader;
+use arrow_ipc::writer::StreamWriter;
 use arrow_ipc::{Message, MessageHeader, RecordBatch as BatchMessage, root_as_message};
 
 use crate::error::{Error, Result};
@@ -27,6 +28,15 @@ pub fn read_ipc(body: &[u8]) -> Result<Vec<RecordBatch>> {
         Ok(Err(error)) => Err(broken(&error.to_string())),
         Err(_) => Err(broken("its messages contradict each other")),
     }
+}
+
+/// A batch as a whole stream: what models are sent.
+pub fn write_ipc(batch: &RecordBatch) -> Result<Vec<u8>> {
+    let written = StreamWriter::try_new(Vec::new(), batch.schema_ref()).and_then(|mut writer| {
+        writer.write(batch)?;
+        writer.into_inner()
+    });
+    written.map_err(|error| Error::invalid(format!("could not write an Arrow IPC stream: {error}")))
 }
 
 fn broken(what: &str) -> Error {

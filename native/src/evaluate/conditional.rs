@@ -124,7 +124,7 @@ fn take(args: &Args, choice: &[usize]) -> Result<Outcome> {
 /// The arguments by place; the conditions among them are not to be taken.
 fn sides<S>(args: &Args, side: impl Fn(usize) -> S) -> Vec<Option<S>> {
     let conditional = args.node.operation == Operation::Case;
-    let condition = |place: usize| conditional && place % 2 == 0 && place + 1 < args.len();
+    let condition = |place: usize| conditional && place.is_multiple_of(2) && place + 1 < args.len();
     (0..args.len()).map(|place| (!condition(place)).then(|| side(place))).collect()
 }
 

@@ -8,9 +8,10 @@ use arrow_array::RecordBatch;
 use super::admit::Seen;
 use super::core::{Core, Cycle, Waiter, refusal_body, take_new};
 use super::{Answer, Kind, Request, Tell, error_body};
-use crate::conform::{Conform, read_ipc};
+use crate::conform::{Unknown, conform, keep_rows, read_ipc};
 use crate::decode::{Decoded, split_array, split_lines};
 use crate::error::Result;
+use crate::schema::Schema;
 
 pub(super) struct Bulk {
     handle: u64,
@@ -69,7 +70,7 @@ impl Core {
             _ => Purpose::Events(request.target),
         };
         let held_ns = request.held_ns;
-        let source = match read_source(request) {
+        let source = match self.read_source(request) {
             Ok(source) => source,
             Err(body) => {
                 self.stats.refused += 1;
@@ -127,6 +128,13 @@ impl Core {
         }
     }
 
+    fn read_source(&self, request: Request) -> std::result::Result<Source, Vec<u8>> {
+        match request.kind {
+            Kind::EventsArrow => read_arrow(&request.body, &self.plan.topics[request.target].schema()),
+            _ => read_text(request),
+        }
+    }
+
     fn decode_lines(&self, number: u64, purpose: Purpose, lines: Range<usize>) -> Result<Decoded> {
         let topic = match purpose {
             Purpose::Decide(policy) => self.plan.policy_topic(policy),
@@ -138,8 +146,10 @@ impl Core {
             }
             Source::Arrow(batch) => {
                 let slice = batch.slice(lines.start, lines.len());
-                let conformed = Conform::strict().conform(&slice, &self.plan.topics[topic].schema())?;
-                Ok(conformed)
+                let (batch, refused) = conform(&slice, &self.plan.topics[topic].schema(), Unknown::Refuse)?;
+                let wrong: HashSet<u32> = refused.iter().map(|(row, _)| *row).collect();
+                let rows = (0..lines.len() as u32).filter(|row| !wrong.contains(row)).collect();
+                Ok(Decoded { batch: keep_rows(&batch, &refused), rows, refused })
             }
         }
     }
@@ -305,17 +315,24 @@ impl Bulk {
     }
 }
 
-fn read_source(request: Request) -> std::result::Result<Source, Vec<u8>> {
-    let body = request.body;
-    if request.kind == Kind::EventsArrow {
-        let batches = read_ipc(&body).map_err(|error| error_body("not_arrow", &error.to_string(), None))?;
-        let Some(first) = batches.first() else {
-            return Err(error_body("empty", "given a stream without rows, wanted events", None));
-        };
-        let batch = arrow_select::concat::concat_batches(&first.schema(), &batches)
-            .map_err(|error| error_body("not_arrow", &error.to_string(), None))?;
-        return Ok(Source::Arrow(batch));
+fn read_arrow(body: &[u8], schema: &Schema) -> std::result::Result<Source, Vec<u8>> {
+    let wrong = |error: &dyn std::fmt::Display| error_body("not_arrow", &error.to_string(), None);
+    let batches = read_ipc(body).map_err(|error| wrong(&error))?;
+    let Some(first) = batches.first() else {
+        return Err(error_body("empty", "given a stream without rows, wanted events", None));
+    };
+    // Whether the columns fit is a matter of the whole stream; whether the values do, of each row.
+    conform(&first.slice(0, 0), schema, Unknown::Refuse).map_err(|error| wrong(&error))?;
+    let batch =
+        arrow_select::concat::concat_batches(&first.schema(), &batches).map_err(|error| wrong(&error))?;
+    if batch.num_rows() == 0 {
+        return Err(error_body("empty", "given a stream without rows, wanted events", None));
     }
+    Ok(Source::Arrow(batch))
+}
+
+fn read_text(request: Request) -> std::result::Result<Source, Vec<u8>> {
+    let body = request.body;
     let array = request.kind == Kind::EventsJson && body.trim_ascii_start().first() == Some(&b'[');
     let lines = match request.kind {
         Kind::EventsJson if !array => vec![&body[..]],

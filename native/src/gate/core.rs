@@ -802,8 +802,8 @@ impl Core {
             self.stats.state_keys = self.engine.state_keys() as u64;
             self.stats.retained_events = self.engine.retained_events() as u64;
             let ids = self.ids.stats();
-            self.stats.ids = ids.ids as u64;
-            self.stats.ids_memory_bytes = ids.memory_bytes as u64;
+            self.stats.ids = ids.ids;
+            self.stats.ids_memory_bytes = ids.memory_bytes;
         }
     }
 }

@@ -43,7 +43,12 @@ impl Core {
     ) -> Result<(Core, Started)> {
         let plan = Arc::new(plan);
         let (mut log, recovery) = Log::open(disk.clone(), log_settings, clock.now_us())?;
-        let (topics, policies) = define_all(&plan, &mut log)?;
+        let (topics, policies, changed) = define_all(&plan, &mut log)?;
+        if changed {
+            // The definitions of a changed pipeline take effect with a commit of their own.
+            log.append(&[], clock.now_us())?;
+            log.sync()?;
+        }
         let mut ids = Ids::open(disk.clone(), ids_settings)?;
         let mut follower = Follower::open(plan.clone(), disk.clone(), settings.threads, progress)?;
         let first = follower.sequence;
@@ -108,8 +113,7 @@ impl Core {
             }
         }
         if sections.is_empty() {
-            // The definitions of a changed pipeline take effect now.
-            return self.log.append(&[], now_us).and_then(|_| self.log.sync());
+            return Ok(());
         }
         let committed = self.log.append(&sections, now_us)?;
         self.log.sync()?;
@@ -220,14 +224,17 @@ fn decision_counters(plan: &Plan) -> Vec<(String, String, u64)> {
 
 // Definitions.
 
-fn define_all(plan: &Plan, log: &mut Log) -> Result<(Vec<u32>, Vec<PolicyLog>)> {
+/// Schema ids of topics and policies, and whether the log did not have all of it yet.
+fn define_all(plan: &Plan, log: &mut Log) -> Result<(Vec<u32>, Vec<PolicyLog>, bool)> {
+    let schemas = log.catalog().schemas().len();
+    let mut changed = false;
     for topic in &plan.topics {
         check_topic(topic, log.catalog())?;
     }
     let mut topics = Vec::new();
     for topic in &plan.topics {
         topics.push(log.define(&topic.name, &topic.schema())?);
-        note(log, &format!("topic/{}", topic.name), &roles(topic));
+        changed |= note(log, &format!("topic/{}", topic.name), &roles(topic));
     }
     let mut policies = Vec::new();
     for (index, policy) in plan.policies.iter().enumerate() {
@@ -239,15 +246,18 @@ fn define_all(plan: &Plan, log: &mut Log) -> Result<(Vec<u32>, Vec<PolicyLog>)> 
             decisions_topic,
             timeouts_topic,
         });
-        note(log, &format!("policy/{}/{}", policy.name, policy.version), &policy.definition);
+        changed |= note(log, &format!("policy/{}/{}", policy.name, policy.version), &policy.definition);
     }
-    Ok((topics, policies))
+    changed |= log.catalog().schemas().len() > schemas;
+    Ok((topics, policies, changed))
 }
 
-fn note(log: &mut Log, key: &str, text: &str) {
-    if log.catalog().notes().get(key).map(String::as_str) != Some(text) {
+fn note(log: &mut Log, key: &str, text: &str) -> bool {
+    let new = log.catalog().notes().get(key).map(String::as_str) != Some(text);
+    if new {
         log.note(key, Some(text));
     }
+    new
 }
 
 /// Which fields have a meaning of their own; exchanging them would misread every stored event.

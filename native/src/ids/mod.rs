@@ -126,7 +126,8 @@ struct Span {
 }
 
 impl Ids {
-    /// Open what is durable and sound. The caller then inserts every later commit than `covered` again.
+    /// Open what is durable and sound, as the only user of the folder. The caller then inserts every commit later
+    /// than `covered` again, with a `flushable` now and then.
     pub fn open(disk: Arc<dyn Disk>, settings: Settings) -> Result<Ids> {
         let (generations, damage) = open::open_generations(&*disk)?;
         Ok(Ids {
@@ -318,8 +319,7 @@ impl Ids {
     /// What expiry may remove: not what is being merged, and not the newest, which says what is covered.
     fn removable(&self) -> &[Arc<Generation>] {
         let newest = self.generations.len().saturating_sub(1);
-        let end = self.merge.as_ref().map_or(newest, |merge| self.position(&merge.sources[0]));
-        &self.generations[..end.min(newest)]
+        &self.generations[..self.merge.as_ref().map_or(newest, |merge| self.position(&merge.sources[0]))]
     }
 
     fn position(&self, wanted: &Arc<Generation>) -> usize {

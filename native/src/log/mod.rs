@@ -32,6 +32,6 @@ pub use catalog::{Catalog, StoredSchema, Topic};
 pub use commit::{Commit, Section, StoredSection};
 pub use lock::{Lock, lock};
 pub use place::{Address, Position};
-pub use reader::{Reader, seek_offset, seek_sequence, seek_time};
+pub use reader::{Reader, first_sequence, seek_offset, seek_sequence, seek_time};
 pub use verify::{Damage, Report, verify};
 pub use writer::{Committed, Flush, Flushed, Log, Recovery, Settings, Trimmed};

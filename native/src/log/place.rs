@@ -14,7 +14,7 @@ pub struct Address(pub u64);
 impl Address {
     pub(super) fn new(segment: u32, offset: u64) -> Address {
         debug_assert!(segment < SEGMENTS_MAX && offset < SEGMENT_BYTES_MAX && offset.is_multiple_of(8));
-        Address(u64::from(segment) << OFFSET_BITS | offset / 8)
+        Address((u64::from(segment) << OFFSET_BITS) | (offset / 8))
     }
 
     pub fn segment(self) -> u64 {

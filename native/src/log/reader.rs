@@ -243,3 +243,8 @@ pub fn seek_sequence(disk: Arc<dyn Disk>, sequence: u64) -> Result<Option<Positi
     }
     Ok(Some(before))
 }
+
+/// The first commit that the log still has: 1 as long as retention has removed nothing.
+pub fn first_sequence(disk: &dyn Disk) -> Result<u64> {
+    oldest(disk)
+}

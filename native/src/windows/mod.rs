@@ -11,6 +11,7 @@
 //! or, for a late row, backwards, adding and taking away what they pass. A late event is inserted at its place,
 //! which then is the head of every window without delay. What no query to come can see is freed.
 
+mod change;
 mod evaluate;
 mod exact;
 mod frame;

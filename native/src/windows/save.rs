@@ -24,7 +24,7 @@ const HEADER_LIMIT: u64 = 1 << 26;
 const NULL_TEXT: u32 = u32::MAX;
 
 #[derive(Serialize, Deserialize)]
-struct Header {
+pub struct Header {
     plan: StorePlan,
     evict_before: i64,
     span: i64,
@@ -42,7 +42,7 @@ struct Living<'a> {
 }
 
 impl Living<'_> {
-    fn records<'a>(&'a self, stride: usize) -> impl Iterator<Item = &'a [u64]> {
+    fn records(&self, stride: usize) -> impl Iterator<Item = &[u64]> {
         (0..self.count).map(move |offset| self.ring.record(self.first.wrapping_add(offset), stride))
     }
 }
@@ -205,7 +205,7 @@ fn write_keys(out: &mut dyn Write, living: &[Living]) -> Result<()> {
     write_section(out, &bytes)
 }
 
-fn read_header(input: &mut dyn Input) -> Result<Header> {
+pub fn read_header(input: &mut dyn Input) -> Result<Header> {
     if read_section(input, MAGIC.len() as u64)? != MAGIC {
         return Err(damaged("it is not a saved state of this version"));
     }

@@ -41,7 +41,7 @@ pub enum Left {
 
 impl TestDisk {
     /// Stop after so many steps. Every call is two: before the first it has done nothing, after it everything, though
-    /// the caller is told of a failure.
+    /// the caller is told of a failure. Stopped again, it goes on first, with what was not synced still there.
     pub fn stop_at(&self, step: usize) {
         let mut state = self.state();
         (state.stop_at, state.steps) = (Some(step), 0);

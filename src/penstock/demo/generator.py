@@ -254,7 +254,7 @@ def payments_table(payments: Payments) -> pa.Table:
             "card": _named("c", payments.customer),
             "terminal": _named("t", payments.terminal),
             "country": countries.take(known),
-            "amount": _decimals(payments.cents),
+            "amount": decimals(payments.cents),
             "paid_at": pa.array(payments.paid_at, pa.timestamp("us", tz="UTC")),
         }
     )
@@ -368,7 +368,7 @@ def _times(microseconds: Ints) -> list[str]:
     return [str(time) for time in np.datetime_as_string(times, unit="s")]
 
 
-def _decimals(cents: Ints) -> pa.Array:
+def decimals(cents: Ints) -> pa.Array:
     """decimal(12, 2) from whole cents: 128 bits each, the sign carried into the upper half."""
     import pyarrow as pa
 

@@ -42,7 +42,7 @@ class Service:
         self.port = port or free_port()
         self._log = log
         self._command = [
-            *(sys.executable, "-m", "penstock", "run", str(app)),
+            *(sys.executable, "-m", "penstock.cli", "run", str(app)),
             *("--data", str(data), "--port", str(self.port)),
         ]
         self._environment = {**os.environ, **(environment or {})}

@@ -55,7 +55,9 @@ class Follower:
         self.stopping.set()
         if self.process is None:
             return
-        self.process.terminate()
+        assert self.process.stdin is not None
+        # Its end is the request: a signal could arrive before the process is ready for one.
+        self.process.stdin.close()
         try:
             self.process.wait(STOP_S)
         except subprocess.TimeoutExpired:

@@ -68,7 +68,8 @@ class FileHistory:
 
         if any(file.path.suffix != ".parquet" for file in self.files):
             return None
-        return sum(pq.ParquetFile(file.path).metadata.num_rows for file in self.files)
+        counts: list[int] = [pq.ParquetFile(file.path).metadata.num_rows for file in self.files]
+        return sum(counts)
 
     def __iter__(self) -> Iterator[tuple[int, pa.RecordBatch]]:
         if self.as_arrived or (len(self.files) == 1 and self.sorted_by_itself(self.files[0])):

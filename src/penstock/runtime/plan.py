@@ -20,7 +20,6 @@ from penstock.process.streams import Feature, FeatureSet, Topic
 from penstock.runtime.pipeline import Pipeline
 from penstock.schema import BOOL, FLOAT64, Type
 
-
 T = TypeVar("T")
 
 

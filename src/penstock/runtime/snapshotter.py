@@ -32,7 +32,7 @@ def main() -> None:
     follower = _native.Follower(plan, data)
     written = follower.sequence
     due = time.monotonic() + int(every_us) / 1e6
-    while not stopping.asked:
+    while not stopping.wait(0):
         if follower.advance(COMMITS) == COMMITS:
             continue
         if time.monotonic() >= due:
@@ -62,20 +62,18 @@ def write(follower: _native.Follower, written: int) -> int:
 
 
 class Stopping:
-    """Whether to end: a signal, or the end of the gate, which closes standard input."""
+    """Whether to end: the gate closes standard input when it wants that, and when it dies."""
 
     def __init__(self) -> None:
         self.asked = False
-        signal.signal(signal.SIGTERM, self.ask)
+        # Ctrl-C reaches the whole group of processes; the gate alone decides what it means.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    def ask(self, *_: object) -> None:
-        self.asked = True
-
-    def wait(self, seconds: float) -> None:
-        ready, _, _ = select.select([sys.stdin], [], [], seconds)
-        if ready:
-            self.asked = True
+    def wait(self, seconds: float) -> bool:
+        if not self.asked:
+            ready, _, _ = select.select([sys.stdin], [], [], seconds)
+            self.asked = bool(ready)
+        return self.asked
 
 
 if __name__ == "__main__":

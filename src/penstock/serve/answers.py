@@ -54,7 +54,7 @@ _RETRY_LATER = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 _HEADS_MAX = 4_096
 
 
-class Refusal(Exception):  # noqa: N818 - it is an answer too
+class Refusal(Exception):
     """A request that the door answers with an error; raised where reading must stop at once."""
 
     def __init__(self, code: str, message: str, form: int = 0, **more: Any) -> None:

@@ -38,7 +38,7 @@ logger = logging.getLogger("penstock.serve")
 SMALL_BODY = 64 << 10
 WRITE_BUFFER_MAX = 256 << 10
 # A connection that is done stays half open for a moment, so that a reset does not destroy the last
-# answer on its way (RFC 9112, 9.6); so many above the limit of connections may do so.
+# answer on its way (RFC 9112, 9.6); so many at a time, which do not count as connections.
 LINGER_NS = 2_000_000_000
 LINGERING_MAX = 100
 HEADS_MAX = 1_000
@@ -59,6 +59,7 @@ class Door:
         self.relay = relay
         self.pages: dict[Route, Page] = {}  # what is answered here
         self.connections: set[Connection] = set()
+        self.lingering = 0  # of these
         self.stopping = False
         self.small_body = min(SMALL_BODY, settings.body_bytes_max)
         # A client sends the same few heads again and again: those need not be parsed twice.
@@ -142,7 +143,7 @@ class Connection(asyncio.Protocol):
         "_route",
         "_size",
         "_transport",
-        "_unparsed",
+        "_unparsed", "_unread",
         "_url",
         "_whole",
         "queue",
@@ -160,6 +161,7 @@ class Connection(asyncio.Protocol):
         self._began_ns = 0  # when the one that is had begun
         self._unparsed = 0  # bytes of a head that came after that
         self._paused_ns = 0  # since when the client leaves answers unread
+        self._unread = 0  # bytes, when that was last looked at
         self._now_ns = self._active_ns = monotonic_ns()
         self._continue_due = False
         self._head: Head | None = None  # of the request read last, where it may be known again
@@ -191,10 +193,9 @@ class Connection(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER_MAX)
         connections = self._door.connections
         connections.add(self)
-        excess = len(connections) - self._door.settings.connections_max
-        if excess > LINGERING_MAX:
+        if self._door.lingering > LINGERING_MAX:
             self.abort("there are too many connections")
-        elif excess > 0:
+        elif len(connections) - self._door.lingering > self._door.settings.connections_max:
             self._refuse(Refusal("too_many_connections", "there are too many connections"))
 
     def data_received(self, data: bytes) -> None:
@@ -216,10 +217,12 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._reading = False
         self._door.connections.discard(self)
+        self._door.lingering -= self._lingering
         self._forget()
 
     def pause_writing(self) -> None:
         self._paused_ns = monotonic_ns()
+        self._unread = self._transport.get_write_buffer_size()
         self._pause_reading()
 
     def resume_writing(self) -> None:
@@ -346,8 +349,7 @@ class Connection(asyncio.Protocol):
     def _check_times(self, now_ns: int) -> None:
         settings = self._door.settings
         if self._paused_ns:
-            if now_ns - self._paused_ns > settings.write_s * 1e9:
-                self.abort("the client left its answers unread")
+            self._check_progress(now_ns)
         elif self._lingering:
             if now_ns - self._active_ns > LINGER_NS:
                 self.abort("the client did not close")
@@ -358,6 +360,15 @@ class Connection(asyncio.Protocol):
             self._active_ns = now_ns
         elif now_ns - self._active_ns > settings.idle_s * 1e9:
             self._finish()
+
+    def _check_progress(self, now_ns: int) -> None:
+        """A client may read slowly, and not stop."""
+        unread = self._transport.get_write_buffer_size()
+        if unread < self._unread:
+            self._paused_ns = now_ns
+        elif now_ns - self._paused_ns > self._door.settings.write_s * 1e9:
+            self.abort("the client left its answers unread")
+        self._unread = unread
 
     def stop(self) -> None:
         """Answer what is held, take no more; a request that is arriving will be the last."""
@@ -413,7 +424,7 @@ class Connection(asyncio.Protocol):
         if len(self._url) > self._door.settings.header_bytes_max:
             raise Refusal("url_too_long", "the URL is too long")
         self._check_head_size()
-        if self._rare is not None and self._parser.should_upgrade():
+        if self._parser.should_upgrade():
             raise _malformed("a change of protocol is not offered")
         if self._hosts != 1 and (self._hosts or self._parser.get_http_version() != "1.0"):
             raise _malformed("it needs exactly one Host header")
@@ -539,6 +550,7 @@ class Connection(asyncio.Protocol):
             return
         self._reading = False
         self._lingering = True
+        self._door.lingering += 1
         self._active_ns = monotonic_ns()
         if self._ended:
             self._transport.close()
@@ -560,17 +572,18 @@ class Connection(asyncio.Protocol):
         self._reserved = 0
 
 
-class _LastRequest(Exception):  # noqa: N818 - it is no error
+class _LastRequest(Exception):
     """Stops the parser after a connection's last request."""
 
 
-def _refusal(error: Exception) -> Refusal:
+def _refusal(error: BaseException) -> Refusal:
     """What to say of an error in reading; the parser wraps those of its callbacks."""
-    if isinstance(error, httptools.HttpParserCallbackError):
-        cause = error.__context__
-        if isinstance(cause, Refusal):
-            return cause
-        logger.error("reading a request failed", exc_info=cause)
+    if isinstance(error, httptools.HttpParserCallbackError) and error.__context__ is not None:
+        return _refusal(error.__context__)
+    if isinstance(error, Refusal):
+        return error
+    if not isinstance(error, httptools.HttpParserError | httptools.HttpParserUpgrade):
+        logger.error("reading a request failed", exc_info=error)
         return Refusal("internal_error", "reading the request failed; see the log")
     return _malformed(str(error) if isinstance(error, httptools.HttpParserError) else "an upgrade")
 

@@ -22,9 +22,12 @@ class Rate:
         """Add what has grown since the last time; whether the request at hand may pass."""
         grown = (now_ns - self._filled_ns) * self._per_second / 1e9
         self._filled_ns = now_ns
-        # The caller has counted the request at hand already, and refused ones must not add up.
-        self.left = min(max(self.left, -1.0) + grown, self._per_second - 1)
-        return self.left >= 0
+        # The caller has counted the request at hand already; a refused one does not count.
+        self.left = min(self.left + 1 + grown, self._per_second)
+        if self.left < 1:
+            return False
+        self.left -= 1
+        return True
 
 
 class Reserve:

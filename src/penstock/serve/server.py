@@ -13,7 +13,7 @@ import resource
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from time import monotonic, monotonic_ns, time
 
@@ -192,12 +192,16 @@ async def stop_core(core: Gate, limit_s: float) -> None:
     stopped: asyncio.Future[None] = loop.create_future()
 
     def stop() -> None:
+        outcome: Exception | None
         try:
             core.stop()
         except Exception as error:
-            loop.call_soon_threadsafe(_settle, stopped, error)
+            outcome = error
         else:
-            loop.call_soon_threadsafe(_settle, stopped, None)
+            outcome = None
+        # Where the core took too long the loop may have ended by now.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(_settle, stopped, outcome)
 
     # A daemon, so that a core that hangs cannot keep the process.
     threading.Thread(target=stop, name="stop the core", daemon=True).start()

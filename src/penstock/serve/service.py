@@ -45,7 +45,7 @@ class Service:
         return Service(app, compile_plan(load_app(app)), settings)
 
     def run(self, *, say: Say, progress: Progress) -> None:
-        """Until SIGTERM or SIGINT. Raises `LockedError` where another process has the directory, and other `LogError`s."""
+        """Until a signal. Raises `LockedError` where another process has the directory, and other `LogError`s."""
         started = monotonic()
         data: Path = self.settings["data"]
         data.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ class Service:
         ]
         if retention is not None and spans and retention < max(spans):
             logger.warning(
-                "the log is kept for %s, and the longest window needs %s: a changed feature cannot be built anew from it",
+                "the log is kept for %s and the longest window needs %s: a changed feature cannot be rebuilt from it",
                 duration_text(retention),
                 duration_text(max(spans)),
             )

@@ -61,7 +61,7 @@ class DoorSettings:
     idle_s: float = 75.0
     """How long a connection may stay open without a request."""
     write_s: float = 10.0
-    """How long a client may leave its answers unread before its connection is closed."""
+    """How long a client may read nothing of its answers before its connection is closed."""
     answer_s: float = 30.0
     """How long a request without a deadline of its own waits for the core; beyond it 503."""
     stuck_s: float = 2.0
