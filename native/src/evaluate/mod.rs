@@ -21,6 +21,7 @@ use std::sync::Arc;
 
 use arrow_array::ArrayRef;
 use arrow_buffer::BooleanBuffer;
+use arrow_schema::DataType;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
@@ -38,6 +39,8 @@ pub struct Program {
     outputs: Vec<usize>,
     columns: Vec<usize>,
     fields: Vec<Field>,
+    /// The fields' types in Arrow's words, made once: making them costs more than an operation.
+    arrow_types: Vec<DataType>,
 }
 
 impl Program {
@@ -46,7 +49,8 @@ impl Program {
     /// A plan's column that is not among `columns` is the result of an earlier plan of that name.
     pub fn new(plans: &[(String, Value)], columns: &[Field]) -> Result<Program> {
         let plan::Bound { nodes, outputs, columns: used } = plan::bind(plans, columns)?;
-        Ok(Program { nodes, outputs, columns: used, fields: columns.to_vec() })
+        let arrow_types = columns.iter().map(|field| field.kind.arrow()).collect();
+        Ok(Program { nodes, outputs, columns: used, fields: columns.to_vec(), arrow_types })
     }
 
     /// The positions of the columns that are read, ascending.
@@ -85,7 +89,7 @@ impl Program {
         }
         for &position in &self.columns {
             let (field, array) = (&self.fields[position], &columns[position]);
-            if *array.data_type() != field.kind.arrow() {
+            if *array.data_type() != self.arrow_types[position] {
                 let (name, given) = (&field.name, array.data_type());
                 return Err(Error::invalid(format!(
                     "column \"{name}\" is {}, and {given} was given",

@@ -298,8 +298,9 @@ def divide(left: Node, right: Node) -> Node:
 
 def negate(node: Node) -> Node:
     _require_numbers("-", node)
-    if node.literal and node.value is not None and node.value != INT64_MIN:
-        return literal(-node.value, node.type)
+    if node.literal and isinstance(node.value, Decimal):
+        # Not by `-`, which rounds to the digits of Python's context.
+        return literal(node.value.copy_negate(), node.type)
     return _same_type("negate", node)
 
 
