@@ -237,3 +237,20 @@ fn oldest(disk: &dyn Disk) -> Result<u64> {
         )),
     }
 }
+
+/// The position to read from a commit: `None`, the log's beginning, where retention has removed it.
+pub fn seek_sequence(disk: Arc<dyn Disk>, sequence: u64) -> Result<Option<Position>> {
+    let Some(mut reader) = last_reader(&disk, |reader| reader.position.sequence < sequence)? else {
+        return Ok(None);
+    };
+    let mut before = reader.position;
+    while before.sequence + 1 < sequence && reader.next()?.is_some() {
+        before = reader.position;
+    }
+    Ok(Some(before))
+}
+
+/// The first commit that the log still has: 1 as long as retention has removed nothing.
+pub fn first_sequence(disk: &dyn Disk) -> Result<u64> {
+    oldest(disk)
+}

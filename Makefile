@@ -1,0 +1,99 @@
+# Everything starts from a fresh clone: each target makes what it needs, once. `make` alone lists what there is.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+BIN := .venv/bin
+CORE := src/penstock/_native.abi3.so
+CORE_SOURCES := $(shell find native -name target -prune -o -type f -print)
+CARGO := path=$$(scripts/find-cargo) && PATH="$$path:$$PATH" VIRTUAL_ENV="$(CURDIR)/.venv"
+# What maturin tells pyo3's build script: cargo's tests say the same and find its crates compiled.
+PYO3 := PYO3_BUILD_EXTENSION_MODULE=1 PYO3_CONFIG_FILE="$$(echo "$(CURDIR)"/native/target/maturin/pyo3-config-*-abi3.txt)"
+export CARGO_TARGET_DIR := $(CURDIR)/native/target
+
+# What the targets that run something pass on: make demo ARGS="--seconds 20"
+ARGS ?=
+
+.PHONY: help demo test test-long test-core test-python bench bench-peers check clean ready test-ready
+
+help:
+	@echo "make demo          payments decided while their sender waits, for 60 seconds (ARGS=\"--seconds 20\")"
+	@echo "make test          checks and tests, all of them but the long ones"
+	@echo "make test-long     the tests that take minutes"
+	@echo "make check         linters, types and formatting"
+	@echo "make bench         measure this machine and write bench/RESULTS.md"
+	@echo "make bench-peers   the same task in Bytewax and Pathway, beside it"
+	@echo "make clean         remove what was built"
+	@echo
+	@echo "Each sets up what it needs: Python >= 3.11 and, for the core, cargo >= 1.88."
+
+demo: ready
+	@$(BIN)/penstock demo $(ARGS)
+
+test: check test-core test-python
+
+test-core: test-ready
+	@$(CARGO) $(PYO3) cargo test --manifest-path native/Cargo.toml --release --locked --features python
+
+test-python: test-ready
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-long: test-ready
+	@$(BIN)/python -m pytest -m long $(ARGS)
+
+check: test-ready
+	@$(BIN)/ruff check
+	@$(BIN)/mypy
+	@$(CARGO) scripts/find-cargo --tools
+	@$(CARGO) cargo fmt --manifest-path native/Cargo.toml --check
+	@$(CARGO) $(PYO3) cargo clippy --manifest-path native/Cargo.toml --release --locked --all-targets --features python -- -D warnings
+
+bench: ready .venv/.bench
+	@$(BIN)/python bench/run.py $(ARGS)
+
+bench-peers: ready .venv/.bench
+	@$(BIN)/python bench/peers.py $(ARGS)
+
+clean:
+	rm -rf .venv native/target $(CORE) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src tests examples bench -name __pycache__ -prune -exec rm -rf {} +
+
+# Set-up. pip downloads while cargo compiles; then the two meet.
+ready: .venv/.tools
+	@$(MAKE) -s -j2 .venv/.packages $(CORE)
+	@$(MAKE) -s .venv/.installed
+
+test-ready: ready
+	@$(MAKE) -s .venv/.test
+
+.venv/.tools: scripts/find-python
+	@python=$$(scripts/find-python) && echo "setting up .venv with $$python" && "$$python" -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "maturin>=1.13,<2"
+	@touch $@
+
+.venv/.packages: pyproject.toml scripts/requirements | .venv/.tools
+	@echo "installing the Python packages (pyarrow, polars and others, about 150 MB)"
+	@$(BIN)/python scripts/requirements | $(BIN)/python -m pip install --quiet --disable-pip-version-check -r /dev/stdin
+	@echo "the Python packages are installed"
+	@touch $@
+
+$(CORE): $(CORE_SOURCES) | .venv/.tools
+	@echo "building the core (Rust); the first time takes minutes"
+	@$(CARGO) $(BIN)/maturin develop --release --locked --skip-install
+	@touch $@
+
+.venv/.installed: pyproject.toml .venv/.packages | $(CORE)
+	@$(CARGO) PIP_QUIET=1 $(BIN)/maturin develop --release --locked --quiet
+	@touch $@
+
+.venv/.test: pyproject.toml
+	@echo "installing what the tests need"
+	@$(BIN)/python scripts/requirements test | $(BIN)/python -m pip install --quiet --disable-pip-version-check -r /dev/stdin
+	@touch $@
+
+.venv/.bench: pyproject.toml | ready
+	@echo "installing what the benchmarks need"
+	@$(BIN)/python scripts/requirements bench | $(BIN)/python -m pip install --quiet --disable-pip-version-check -r /dev/stdin
+	@touch $@

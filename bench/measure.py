@@ -1,0 +1,108 @@
+"""What every measurement needs: commands with their time and memory, spreads, and the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+HANDBOOK = ROOT.parent / "shared" / "data" / "handbook_transactions.parquet"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure measured several times."""
+
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    def scaled(self, factor: float) -> Spread:
+        return Spread(tuple(value * factor for value in self.values))
+
+    def text(self, digits: int = 0) -> str:
+        low, high = min(self.values), max(self.values)
+        return f"{self.median:,.{digits}f} [{low:,.{digits}f} … {high:,.{digits}f}]"
+
+
+def repeat(times: int, measurement: Callable[[], float]) -> Spread:
+    return Spread(tuple(measurement() for _ in range(times)))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A command that has ended well."""
+
+    seconds: float
+    peak_mb: float
+
+
+def run(command: Sequence[str | Path]) -> Run:
+    """Run a whole command. Raises `RuntimeError` with what it said if it fails."""
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT
+    )
+    assert process.stdout is not None
+    said = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.perf_counter() - start
+    if process.returncode != 0:
+        raise RuntimeError(f"{command[0]} … ended with {process.returncode}:\n{said.decode()}")
+    return Run(seconds, usage.ru_maxrss / 1024)
+
+
+def anonymous_mb(pid: int) -> float:
+    """Memory that a process holds itself, files mapped apart."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"process {pid} has no memory")
+
+
+def process_tree(pid: int) -> list[int]:
+    """A process and all its descendants."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(each for child in children for each in process_tree(int(child)))]
+
+
+def flush_ms(folder: Path) -> float:
+    """The median time of one fdatasync of 4 KiB on this disk, in a preallocated file."""
+    path = folder / "flush"
+    fd = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    os.pwrite(fd, bytes(1 << 20), 0)
+    os.fsync(fd)
+    times = []
+    for place in range(200):
+        start = time.perf_counter()
+        os.pwrite(fd, bytes(4096), place * 4096)
+        os.fdatasync(fd)
+        times.append(time.perf_counter() - start)
+    os.close(fd)
+    path.unlink()
+    return statistics.median(times) * 1_000
+
+
+def machine() -> str:
+    cpu = next(
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
+    cores = len(os.sched_getaffinity(0))
+    system = f"{platform.system()} {platform.release()}"
+    return f"{cores} cores of {cpu}, {memory:.0f} GiB, {system}, Python {platform.python_version()}"
+
+
+def load_average() -> float:
+    return os.getloadavg()[0]

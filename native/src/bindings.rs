@@ -1,0 +1,855 @@
+//! Everything that Python sees of the core, in one file. Batches cross as Arrow's C data, events as bytes; whatever
+//! takes longer than a lock releases the GIL.
+
+// The Arrow C data interface hands over raw pointers; each use says why it is sound.
+#![allow(unsafe_code)]
+
+use std::ffi::CStr;
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Mutex, OnceLock};
+
+use arrow_array::ffi::{FFI_ArrowArray, FFI_ArrowSchema, from_ffi, to_ffi};
+use arrow_array::{Array, ArrayRef, RecordBatch, StructArray};
+use arrow_schema::{DataType, Field as ArrowField, Schema as ArrowSchema};
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyCapsule, PyTuple};
+use serde::{Deserialize, Serialize};
+
+use crate::answer;
+use crate::conform::{Unknown, conform as conform_batch, keep_rows};
+use crate::decide::{Case, Decider, no_score};
+use crate::decode::{Decoder, split_lines};
+use crate::disk::{Crash, Disk, MemoryDisk, RealDisk};
+use crate::engine::Engine;
+use crate::error::Error;
+use crate::evaluate::Program;
+use crate::follower::Follower as CoreFollower;
+use crate::gate::{self, Clock, Core, Kind, ManualClock, RealClock, Request, Started, Told};
+use crate::ids;
+use crate::log::{self, Reader};
+use crate::plan::Plan;
+use crate::schema::{Field, Schema, Type};
+
+#[pymodule]
+fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Batch>()?;
+    module.add_class::<Gate>()?;
+    module.add_class::<ManualGate>()?;
+    module.add_class::<Memory>()?;
+    module.add_class::<Follower>()?;
+    module.add_class::<Replayer>()?;
+    module.add_class::<LogReader>()?;
+    module.add_class::<Lock>()?;
+    module.add_class::<Evaluator>()?;
+    module.add_class::<JsonDecoder>()?;
+    module.add_function(wrap_pyfunction!(conform, module)?)?;
+    module.add_function(wrap_pyfunction!(verify, module)?)?;
+    module.add_function(wrap_pyfunction!(rows_json, module)?)?;
+    Ok(())
+}
+
+/// The error's Python exception, from `penstock.errors`, with its hint.
+fn raise(error: Error) -> PyErr {
+    let class = match &error {
+        Error::Io { .. } => "LogError",
+        Error::Damaged { .. } => "DamagedError",
+        Error::Full { .. } => "FullError",
+        Error::Locked { .. } => "LockedError",
+        Error::Invalid { .. } => "DefinitionError",
+    };
+    let hint = match &error {
+        Error::Invalid { hint, .. } => hint.clone(),
+        Error::Damaged { .. } => Some("`penstock log verify` shows all that is damaged".into()),
+        _ => None,
+    };
+    let message = match error {
+        Error::Invalid { what, .. } => what,
+        other => other.to_string(),
+    };
+    Python::attach(|py| {
+        let raised = (|| {
+            let keywords = pyo3::types::PyDict::new(py);
+            keywords.set_item("hint", hint)?;
+            let class = py.import("penstock.errors")?.getattr(class)?;
+            class.call((message.clone(),), Some(&keywords))
+        })();
+        raised.map_or_else(|_| PyRuntimeError::new_err(message), PyErr::from_value)
+    })
+}
+
+fn from_json<'a, T: Deserialize<'a>>(text: &'a str, what: &str) -> PyResult<T> {
+    serde_json::from_str(text)
+        .map_err(|error| raise(Error::invalid(format!("could not read {what}: {error}"))))
+}
+
+// Arrow.
+
+const SCHEMA: &CStr = c"arrow_schema";
+const ARRAY: &CStr = c"arrow_array";
+
+/// Columns on their way to Python: any Arrow library takes them by `__arrow_c_array__`.
+#[pyclass(frozen)]
+struct Batch(RecordBatch);
+
+#[pymethods]
+impl Batch {
+    #[pyo3(signature = (requested_schema=None))]
+    fn __arrow_c_array__<'py>(
+        &self,
+        py: Python<'py>,
+        requested_schema: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyTuple>> {
+        let _ = requested_schema;
+        let data = StructArray::from(self.0.clone()).into_data();
+        let (array, schema) = to_ffi(&data).map_err(|error| PyRuntimeError::new_err(error.to_string()))?;
+        let schema = PyCapsule::new_with_value(py, schema, SCHEMA)?;
+        let array = PyCapsule::new_with_value(py, array, ARRAY)?;
+        PyTuple::new(py, [schema, array])
+    }
+
+    #[getter]
+    fn num_rows(&self) -> usize {
+        self.0.num_rows()
+    }
+}
+
+fn import_batch(object: &Bound<'_, PyAny>) -> PyResult<RecordBatch> {
+    let pair: (Bound<'_, PyCapsule>, Bound<'_, PyCapsule>) =
+        object.call_method0("__arrow_c_array__")?.extract()?;
+    let schema = pair.0.pointer_checked(Some(SCHEMA))?;
+    let array = pair.1.pointer_checked(Some(ARRAY))?;
+    // SAFETY: the capsules' names say what they hold, and by the Arrow C data interface the consumer may move the
+    // structures out; `from_raw` leaves released ones behind, which the capsules' destructors then ignore.
+    let data = unsafe {
+        let schema = FFI_ArrowSchema::from_raw(schema.cast().as_ptr());
+        let array = FFI_ArrowArray::from_raw(array.cast().as_ptr());
+        from_ffi(array, &schema)
+    };
+    let mut data = data.map_err(|error| raise(Error::invalid(format!("not an Arrow batch: {error}"))))?;
+    // Buffers of other libraries may be aligned less than Rust's types need.
+    data.align_buffers();
+    if !matches!(data.data_type(), DataType::Struct(_)) {
+        return Err(raise(Error::invalid("given an Arrow array, wanted a record batch")));
+    }
+    Ok(RecordBatch::from(StructArray::from(data)))
+}
+
+// The gate.
+
+#[derive(Deserialize)]
+struct GateSettings {
+    state_bytes: usize,
+    commit_bytes: usize,
+    segment_bytes: u64,
+    retention_us: Option<i64>,
+    retention_bytes: Option<u64>,
+    threads: usize,
+    /// The newest ids that are kept in memory.
+    memory_ids: usize,
+}
+
+struct Parts {
+    plan: Plan,
+    settings: gate::Settings,
+    log: log::Settings,
+    ids: ids::Settings,
+}
+
+fn parts(plan: &str, settings: &str, background: bool) -> PyResult<Parts> {
+    let plan = Plan::from_json(plan).map_err(raise)?;
+    let settings: GateSettings = from_json(settings, "the settings")?;
+    let retain_us = plan.topics.iter().map(|topic| topic.retain_us).max().unwrap_or(0);
+    Ok(Parts {
+        plan,
+        settings: gate::Settings {
+            state_bytes_max: settings.state_bytes,
+            commit_bytes: settings.commit_bytes,
+            threads: settings.threads,
+        },
+        log: log::Settings {
+            segment_bytes: settings.segment_bytes,
+            retention_us: settings.retention_us,
+            retention_bytes: settings.retention_bytes,
+            background,
+            ..log::Settings::default()
+        },
+        ids: ids::Settings { memory_ids: settings.memory_ids, retain_us, background },
+    })
+}
+
+fn open_core(
+    py: Python<'_>,
+    parts: Parts,
+    disk: Arc<dyn Disk>,
+    clock: Arc<dyn Clock>,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<(Core, Started)> {
+    let mut report = |what: &str, done: u64, of: u64| {
+        if let Some(progress) = &progress {
+            // A progress bar that fails must not stop a start.
+            Python::attach(|py| drop(progress.call1(py, (what, done, of))));
+        }
+    };
+    let opened =
+        py.detach(|| Core::open(parts.plan, disk, clock, parts.settings, parts.log, parts.ids, &mut report));
+    opened.map_err(raise)
+}
+
+#[derive(Serialize)]
+struct StartedJson<'a> {
+    epoch: u32,
+    first_sequence: u64,
+    last_sequence: u64,
+    flush_us: u64,
+    cut_bytes: u64,
+    commits: u64,
+    events: u64,
+    undecided: usize,
+    incomplete: &'a [crate::follower::Incomplete],
+    passed_over: &'a [String],
+}
+
+fn started_json(started: &Started) -> String {
+    let recovery = &started.recovery;
+    let json = StartedJson {
+        epoch: recovery.epoch,
+        first_sequence: recovery.first_sequence,
+        last_sequence: recovery.last_sequence,
+        flush_us: recovery.flush_us,
+        cut_bytes: recovery.cut_bytes,
+        commits: started.commits,
+        events: started.events,
+        undecided: started.undecided,
+        incomplete: &started.incomplete,
+        passed_over: &started.passed_over,
+    };
+    serde_json::to_string(&json).expect("plain data")
+}
+
+/// (handle, kind, target, body, held_ns), as the door has them.
+type RawRequest<'py> = (u64, u8, usize, Bound<'py, PyBytes>, u64);
+/// (handle, status, body, flags).
+type RawAnswer = (u64, u16, Py<PyBytes>, u8);
+
+fn read_requests(requests: Vec<RawRequest<'_>>) -> PyResult<Vec<Request>> {
+    let read = |(handle, kind, target, body, held_ns): RawRequest<'_>| {
+        let kind =
+            Kind::from_number(kind).ok_or_else(|| PyRuntimeError::new_err("an unknown kind of request"))?;
+        Ok(Request { handle, kind, target, body: body.as_bytes().to_vec(), held_ns })
+    };
+    requests.into_iter().map(read).collect()
+}
+
+fn write_answers(py: Python<'_>, answers: Vec<gate::Answer>) -> Vec<RawAnswer> {
+    let write = |answer: gate::Answer| {
+        (answer.handle, answer.status, PyBytes::new(py, &answer.body).unbind(), answer.flags)
+    };
+    answers.into_iter().map(write).collect()
+}
+
+/// The gate on a thread of its own: what the HTTP door talks to.
+#[pyclass(frozen)]
+struct Gate {
+    waiting: Mutex<Option<Core>>,
+    running: OnceLock<gate::Gate>,
+    stopping: Mutex<()>,
+    started: String,
+}
+
+#[pymethods]
+impl Gate {
+    /// Open the data directory: recover the log, restore the state. `progress(what, done, of)` is called now and then.
+    #[new]
+    #[pyo3(signature = (plan, data, settings, progress=None))]
+    fn new(
+        py: Python<'_>,
+        plan: &str,
+        data: &str,
+        settings: &str,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<Gate> {
+        let parts = parts(plan, settings, true)?;
+        let (core, started) =
+            open_core(py, parts, Arc::new(RealDisk::new(data)), Arc::new(RealClock), progress)?;
+        Ok(Gate {
+            waiting: Mutex::new(Some(core)),
+            running: OnceLock::new(),
+            stopping: Mutex::new(()),
+            started: started_json(&started),
+        })
+    }
+
+    /// What start found and did, as JSON.
+    #[getter]
+    fn started(&self) -> &str {
+        &self.started
+    }
+
+    /// Start the thread; the eventfd that is readable while there is something to take.
+    fn start(&self) -> PyResult<i32> {
+        let core = self.waiting.lock().expect("never poisoned").take();
+        if let Some(core) = core {
+            let gate = gate::Gate::start(core).map_err(raise)?;
+            let _ = self.running.set(gate);
+        }
+        Ok(self.gate()?.ready().as_raw_fd())
+    }
+
+    fn submit(&self, requests: Vec<RawRequest<'_>>) -> PyResult<()> {
+        self.gate()?.submit(read_requests(requests)?);
+        Ok(())
+    }
+
+    fn take(&self, py: Python<'_>) -> PyResult<Vec<RawAnswer>> {
+        Ok(write_answers(py, self.gate()?.take()))
+    }
+
+    fn told(&self, handle: u64) -> PyResult<()> {
+        self.gate()?.told(handle);
+        Ok(())
+    }
+
+    #[pyo3(signature = (target, body, took_ns=0))]
+    fn fallback(
+        &self,
+        py: Python<'_>,
+        target: usize,
+        body: &[u8],
+        took_ns: u64,
+    ) -> PyResult<(u16, Py<PyBytes>)> {
+        self.fall_back(py, target, body, "deadline", took_ns)
+    }
+
+    #[pyo3(signature = (target, body, took_ns=0))]
+    fn overload(
+        &self,
+        py: Python<'_>,
+        target: usize,
+        body: &[u8],
+        took_ns: u64,
+    ) -> PyResult<(u16, Py<PyBytes>)> {
+        self.fall_back(py, target, body, "overload", took_ns)
+    }
+
+    /// Counters as JSON.
+    fn stats(&self, py: Python<'_>) -> PyResult<Py<PyBytes>> {
+        Ok(stats_json(py, &self.gate()?.stats()))
+    }
+
+    /// Finish what was submitted, sync, close the log.
+    fn stop(&self, py: Python<'_>) -> PyResult<()> {
+        let gate = self.gate()?;
+        py.detach(|| {
+            let _one_at_a_time = self.stopping.lock().expect("never poisoned");
+            gate.stop()
+        })
+        .map_err(raise)
+    }
+}
+
+impl Gate {
+    fn gate(&self) -> PyResult<&gate::Gate> {
+        self.running.get().ok_or_else(|| PyRuntimeError::new_err("the gate has not been started"))
+    }
+
+    fn fall_back(
+        &self,
+        py: Python<'_>,
+        target: usize,
+        body: &[u8],
+        cause: &str,
+        took_ns: u64,
+    ) -> PyResult<(u16, Py<PyBytes>)> {
+        let (status, body) = self.gate()?.fallback(target, body, cause, took_ns);
+        Ok((status, PyBytes::new(py, &body).unbind()))
+    }
+}
+
+fn stats_json(py: Python<'_>, stats: &gate::Stats) -> Py<PyBytes> {
+    PyBytes::new(py, &serde_json::to_vec(stats).expect("plain data")).unbind()
+}
+
+/// A disk in memory, for tests: it survives the gate, and loses what was not synced when it crashes.
+#[pyclass(frozen, from_py_object)]
+#[derive(Clone)]
+struct Memory(MemoryDisk);
+
+#[pymethods]
+impl Memory {
+    #[new]
+    fn new() -> Memory {
+        Memory(MemoryDisk::new())
+    }
+
+    /// Lose power: of what was not synced, each sector and each name is kept or lost by the seed.
+    fn crash(&self, seed: u64) {
+        self.0.crash(seed, Crash::Random);
+    }
+}
+
+/// The gate without a thread, a disk or a clock of its own: what `penstock.testing` drives call by call.
+#[pyclass]
+struct ManualGate {
+    core: Option<Core>,
+    clock: Arc<ManualClock>,
+    started: String,
+}
+
+#[pymethods]
+impl ManualGate {
+    #[new]
+    fn new(py: Python<'_>, plan: &str, disk: Memory, settings: &str, now_us: i64) -> PyResult<ManualGate> {
+        let parts = parts(plan, settings, false)?;
+        let clock = Arc::new(ManualClock::new(now_us));
+        let (core, started) = open_core(py, parts, Arc::new(disk.0), clock.clone(), None)?;
+        Ok(ManualGate { core: Some(core), clock, started: started_json(&started) })
+    }
+
+    #[getter]
+    fn started(&self) -> &str {
+        &self.started
+    }
+
+    fn set_now(&self, now_us: i64) {
+        self.clock.set(now_us);
+    }
+
+    /// One cycle over these requests; `told` are handles that were told the fallback.
+    fn step(
+        &mut self,
+        py: Python<'_>,
+        requests: Vec<RawRequest<'_>>,
+        told: Vec<u64>,
+    ) -> PyResult<Vec<RawAnswer>> {
+        let requests = read_requests(requests)?;
+        let core = self.core()?;
+        let answers = py.detach(|| {
+            let mut answers = core.step(requests, Told::handles(told))?;
+            while core.busy() {
+                answers.extend(core.step(Vec::new(), Told::default())?);
+            }
+            Ok(answers)
+        });
+        Ok(write_answers(py, answers.map_err(raise)?))
+    }
+
+    fn stats(&mut self, py: Python<'_>) -> PyResult<Py<PyBytes>> {
+        Ok(stats_json(py, &self.core()?.stats))
+    }
+
+    /// End in order. Without it the gate ends as a process does that is killed.
+    fn close(&mut self, py: Python<'_>) -> PyResult<()> {
+        match self.core.take() {
+            Some(core) => py.detach(|| core.close()).map_err(raise),
+            None => Ok(()),
+        }
+    }
+}
+
+impl ManualGate {
+    fn core(&mut self) -> PyResult<&mut Core> {
+        self.core.as_mut().ok_or_else(|| PyRuntimeError::new_err("the gate has been closed"))
+    }
+}
+
+// Followers.
+
+fn disk(data: &Bound<'_, PyAny>) -> PyResult<Arc<dyn Disk>> {
+    if let Ok(memory) = data.extract::<Memory>() {
+        return Ok(Arc::new(memory.0));
+    }
+    Ok(Arc::new(RealDisk::new(data.extract::<String>()?)))
+}
+
+/// The state from the log, in a process beside the gate: writes snapshots.
+#[pyclass]
+struct Follower(CoreFollower);
+
+#[pymethods]
+impl Follower {
+    #[new]
+    fn new(py: Python<'_>, plan: &str, data: &Bound<'_, PyAny>) -> PyResult<Follower> {
+        let plan = Arc::new(Plan::from_json(plan).map_err(raise)?);
+        let disk = disk(data)?;
+        py.detach(|| CoreFollower::open(plan, disk, 1, &mut |_, _, _| {})).map(Follower).map_err(raise)
+    }
+
+    /// Apply at most so many new durable commits; how many there were.
+    fn advance(&mut self, py: Python<'_>, commits_max: usize) -> PyResult<usize> {
+        py.detach(|| self.0.advance(commits_max, |_| Ok(()))).map_err(raise)
+    }
+
+    /// Write the state; the sequence of the commit that it is as of.
+    fn snapshot(&mut self, py: Python<'_>) -> PyResult<u64> {
+        py.detach(|| self.0.write_snapshot()).map_err(raise)
+    }
+
+    #[getter]
+    fn sequence(&self) -> u64 {
+        self.0.sequence
+    }
+
+    /// Decisions whose features were computed a second time, and batches of them that came out otherwise.
+    #[getter]
+    fn compared(&self) -> (u64, u64) {
+        (self.0.compared, self.0.mismatches)
+    }
+
+    /// The bytes of each store's state, for tests that compare them.
+    fn state(&self, py: Python<'_>) -> PyResult<Vec<Py<PyBytes>>> {
+        let stores = self.0.plan.stores.len();
+        let save = |index| {
+            let mut bytes = Vec::new();
+            self.0.engine.save_store(index, &mut bytes).map_err(raise)?;
+            Ok(PyBytes::new(py, &bytes).unbind())
+        };
+        (0..stores).map(save).collect()
+    }
+}
+
+/// The operators over history: batches in, features and what the policy says of them out.
+#[pyclass]
+struct Replayer {
+    engine: Engine,
+    decider: Option<Decider>,
+    topic: Option<usize>,
+    set: usize,
+    model: bool,
+    offset: i64,
+    decide: bool,
+}
+
+#[pymethods]
+impl Replayer {
+    /// `policy` or, without one, the set of features whose rows are wanted; with neither, events are only remembered.
+    #[new]
+    #[pyo3(signature = (plan, *, policy=None, features=None, decide=true, threads=2))]
+    fn new(
+        plan: &str,
+        policy: Option<usize>,
+        features: Option<usize>,
+        decide: bool,
+        threads: usize,
+    ) -> PyResult<Replayer> {
+        let plan = Arc::new(Plan::from_json(plan).map_err(raise)?);
+        let set = policy.map(|policy| plan.policies[policy].features).or(features);
+        Ok(Replayer {
+            decider: policy.map(|policy| Decider::new(&plan, policy)).transpose().map_err(raise)?,
+            topic: set.map(|set| plan.features[set].topic),
+            set: set.unwrap_or_default(),
+            model: policy.is_some_and(|policy| plan.policies[policy].model.is_some()),
+            engine: Engine::new(plan, threads).map_err(raise)?,
+            offset: 0,
+            decide,
+        })
+    }
+
+    /// Rows of a topic in order. For the wanted topic: the features, and the outcome and rules where no model is asked.
+    fn process(&mut self, py: Python<'_>, topic: usize, batch: &Bound<'_, PyAny>) -> PyResult<Option<Batch>> {
+        let batch = import_batch(batch)?;
+        py.detach(|| self.run(topic, &batch)).map(|output| output.map(Batch)).map_err(raise)
+    }
+
+    /// With a model: the outcome and rules of rows that `process` gave the features of.
+    fn decide(
+        &mut self,
+        py: Python<'_>,
+        events: &Bound<'_, PyAny>,
+        features: &Bound<'_, PyAny>,
+        scores: &Bound<'_, PyAny>,
+    ) -> PyResult<Batch> {
+        let (events, features) = (import_batch(events)?, import_batch(features)?);
+        let score = import_batch(scores)?.column(0).clone();
+        py.detach(|| self.conclude(&events, features.columns().to_vec(), &score)).map(Batch).map_err(raise)
+    }
+
+    #[getter]
+    fn state_bytes(&self) -> usize {
+        self.engine.state_bytes()
+    }
+
+    #[getter]
+    fn retained_events(&self) -> usize {
+        self.engine.retained_events()
+    }
+
+    #[getter]
+    fn state_keys(&self) -> usize {
+        self.engine.state_keys()
+    }
+}
+
+impl Replayer {
+    fn run(&mut self, topic: usize, batch: &RecordBatch) -> crate::error::Result<Option<RecordBatch>> {
+        if self.topic != Some(topic) {
+            self.engine.process(topic, batch, None, &[])?;
+            return Ok(None);
+        }
+        let mut processed = self.engine.process(topic, batch, None, &[self.set])?;
+        let features = processed.features.swap_remove(0);
+        if self.decider.is_some() && self.decide && !self.model {
+            return self.conclude(batch, features, &no_score(batch.num_rows())).map(Some);
+        }
+        self.table(features, Vec::new()).map(Some)
+    }
+
+    fn conclude(
+        &mut self,
+        events: &RecordBatch,
+        features: Vec<ArrayRef>,
+        score: &ArrayRef,
+    ) -> crate::error::Result<RecordBatch> {
+        let rows = events.num_rows();
+        let decider =
+            self.decider.as_ref().ok_or_else(|| Error::invalid("there is no policy to decide by"))?;
+        let offsets: Vec<i64> = (self.offset..self.offset + rows as i64).collect();
+        self.offset += rows as i64;
+        let marks = vec![0; rows];
+        let case = Case { events, features: &features, score, marks: &marks, offsets: &offsets };
+        let verdicts = decider.decide(&case)?;
+        let decided = vec![
+            ("score", score.clone()),
+            ("outcome", decider.outcome_column(&verdicts)),
+            ("reasons", decider.rule_column(&verdicts)),
+        ];
+        self.table(features, decided)
+    }
+
+    fn table(
+        &self,
+        features: Vec<ArrayRef>,
+        decided: Vec<(&str, ArrayRef)>,
+    ) -> crate::error::Result<RecordBatch> {
+        let columns = self.engine.plan.features[self.set].columns.iter().map(|field| field.name.as_str());
+        let mut named: Vec<(&str, ArrayRef)> = columns.zip(features).collect();
+        named.extend(decided);
+        let fields: Vec<ArrowField> = named
+            .iter()
+            .map(|(name, column)| ArrowField::new(*name, column.data_type().clone(), true))
+            .collect();
+        let columns = named.into_iter().map(|(_, column)| column).collect();
+        RecordBatch::try_new(Arc::new(ArrowSchema::new(fields)), columns)
+            .map_err(|error| Error::invalid(format!("the results do not fit their table: {error}")))
+    }
+}
+
+// The log's files.
+
+/// Reads a data directory, whether or not a gate writes it.
+#[pyclass]
+struct LogReader {
+    reader: Reader,
+    topic: Option<String>,
+    offset: u64,
+}
+
+#[pymethods]
+impl LogReader {
+    /// Of one topic from an offset, or of everything from the log's start.
+    #[new]
+    #[pyo3(signature = (data, topic=None, offset=0))]
+    fn new(
+        py: Python<'_>,
+        data: &Bound<'_, PyAny>,
+        topic: Option<String>,
+        offset: u64,
+    ) -> PyResult<LogReader> {
+        let disk = disk(data)?;
+        let opened = py.detach(|| {
+            let from = match &topic {
+                Some(topic) => log::seek_offset(disk.clone(), topic, offset)?,
+                None => None,
+            };
+            Reader::open(disk, from)
+        });
+        Ok(LogReader { reader: opened.map_err(raise)?, topic, offset })
+    }
+
+    /// The next section: (topic, base offset, commit time in µs, origin, rows); None at the log's end, for now.
+    fn next(&mut self, py: Python<'_>) -> PyResult<Option<Vec<(String, u64, i64, u16, Batch)>>> {
+        py.detach(|| self.next_commit()).map_err(raise)
+    }
+
+    /// Topics with their next offset and their fields, and the notes, as JSON; as of what was read.
+    fn catalog(&self) -> String {
+        let catalog = self.reader.catalog();
+        let topics: Vec<_> = (catalog.topics().iter())
+            .map(|topic| TopicJson {
+                name: &topic.name,
+                next_offset: topic.next_offset,
+                fields: catalog
+                    .newest_schema(&topic.name)
+                    .map(|stored| &stored.schema.fields[..])
+                    .unwrap_or(&[]),
+            })
+            .collect();
+        serde_json::to_string(&CatalogJson { topics, notes: catalog.notes() }).expect("plain data")
+    }
+}
+
+#[derive(Serialize)]
+struct CatalogJson<'a> {
+    topics: Vec<TopicJson<'a>>,
+    notes: &'a std::collections::BTreeMap<String, String>,
+}
+
+#[derive(Serialize)]
+struct TopicJson<'a> {
+    name: &'a str,
+    next_offset: u64,
+    fields: &'a [Field],
+}
+
+impl LogReader {
+    fn next_commit(&mut self) -> crate::error::Result<Option<Vec<(String, u64, i64, u16, Batch)>>> {
+        while let Some(commit) = self.reader.next()? {
+            let mut rows = Vec::new();
+            for section in &commit.sections {
+                let end = section.base_offset + section.rows as u64;
+                if self.topic.as_deref().is_some_and(|topic| *section.topic != *topic || end <= self.offset) {
+                    continue;
+                }
+                let skipped =
+                    if self.topic.is_some() { self.offset.saturating_sub(section.base_offset) } else { 0 };
+                let batch = section.batch()?;
+                let batch = batch.slice(skipped as usize, batch.num_rows() - skipped as usize);
+                let base = section.base_offset + skipped;
+                rows.push((section.topic.to_string(), base, commit.time_us, section.origin, Batch(batch)));
+            }
+            if !rows.is_empty() {
+                return Ok(Some(rows));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Every frame of every file checked; the report as JSON.
+#[pyfunction]
+fn verify(py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<String> {
+    let disk = disk(data)?;
+    let report = py.detach(|| log::verify(disk)).map_err(raise)?;
+    Ok(serde_json::to_string(&report).expect("plain data"))
+}
+
+/// The one writer of a data directory, as long as it lives.
+#[pyclass(frozen)]
+struct Lock(#[allow(dead_code)] log::Lock);
+
+#[pymethods]
+impl Lock {
+    #[new]
+    fn new(data: &str) -> PyResult<Lock> {
+        log::lock(data.as_ref()).map(Lock).map_err(raise)
+    }
+}
+
+// Pieces that replay and tests use by themselves.
+
+#[pyclass(frozen)]
+struct Evaluator {
+    program: Program,
+    names: Vec<String>,
+}
+
+#[pymethods]
+impl Evaluator {
+    /// `plans` is a JSON list of [name, plan], `columns` one of fields.
+    #[new]
+    fn new(plans: &str, columns: &str) -> PyResult<Evaluator> {
+        let plans: Vec<(String, serde_json::Value)> = from_json(plans, "the plans")?;
+        let columns: Vec<Field> = from_json(columns, "the columns")?;
+        let names = plans.iter().map(|(name, _)| name.clone()).collect();
+        Ok(Evaluator { program: Program::new(&plans, &columns).map_err(raise)?, names })
+    }
+
+    /// The results, named as the plans, and how many operations had no answer.
+    fn evaluate(&self, py: Python<'_>, batch: &Bound<'_, PyAny>) -> PyResult<(Batch, u64)> {
+        let batch = import_batch(batch)?;
+        let evaluated = py.detach(|| self.program.evaluate(batch.columns(), batch.num_rows()));
+        let (columns, faults) = evaluated.map_err(raise)?;
+        let named = self.names.iter().map(String::as_str).zip(columns);
+        let result =
+            RecordBatch::try_from_iter_with_nullable(named.map(|(name, column)| (name, column, true)));
+        let result = result.map_err(|error| PyRuntimeError::new_err(error.to_string()))?;
+        Ok((Batch(result), faults))
+    }
+}
+
+/// A row that was refused: its index, the field if it is one field's, and why.
+type Refused = (u32, Option<String>, String);
+
+fn refused(refused: Vec<(u32, crate::decode::Refusal)>) -> Vec<Refused> {
+    let words =
+        |(row, refusal): (u32, crate::decode::Refusal)| (row, refusal.field.clone(), refusal.to_string());
+    refused.into_iter().map(words).collect()
+}
+
+#[pyclass(frozen)]
+struct JsonDecoder(Decoder);
+
+#[pymethods]
+impl JsonDecoder {
+    #[new]
+    fn new(fields: &str, id: usize) -> PyResult<JsonDecoder> {
+        let fields: Vec<Field> = from_json(fields, "the fields")?;
+        Ok(JsonDecoder(Decoder::new(&Schema { fields }, id)))
+    }
+
+    /// Newline-delimited JSON: the good events as a batch, the others by line (blank lines do not count).
+    fn decode_lines(&self, py: Python<'_>, body: &[u8]) -> (Batch, Vec<Refused>) {
+        let decoded = py.detach(|| self.0.decode(split_lines(body).into_iter()));
+        (Batch(decoded.batch), refused(decoded.refused))
+    }
+}
+
+/// Columns of any Arrow types as a schema wants them, and the rows that do not fit (which are left out).
+#[pyfunction]
+fn conform(
+    py: Python<'_>,
+    batch: &Bound<'_, PyAny>,
+    fields: &str,
+    ignore_unknown: bool,
+) -> PyResult<(Batch, Vec<Refused>)> {
+    let batch = import_batch(batch)?;
+    let fields: Vec<Field> = from_json(fields, "the fields")?;
+    let unknown = if ignore_unknown { Unknown::Ignore } else { Unknown::Refuse };
+    let conformed = py.detach(|| {
+        let (batch, refused) = conform_batch(&batch, &Schema { fields }, unknown)?;
+        Ok((keep_rows(&batch, &refused), refused))
+    });
+    let (batch, wrong) = conformed.map_err(raise)?;
+    Ok((Batch(batch), refused(wrong)))
+}
+
+/// Each row as a line of JSON: what `penstock tail` shows.
+#[pyfunction]
+fn rows_json(batch: &Bound<'_, PyAny>) -> PyResult<String> {
+    let batch = import_batch(batch)?;
+    let fields: Vec<Field> = (batch.schema_ref().fields().iter())
+        .map(|field| {
+            Ok(Field { name: field.name().clone(), kind: column_type(field.data_type())?, optional: true })
+        })
+        .collect::<PyResult<_>>()?;
+    let mut text = Vec::new();
+    for row in 0..batch.num_rows() {
+        answer::write_row(&mut text, &batch, &fields, row);
+        text.push(b'\n');
+    }
+    Ok(String::from_utf8(text).expect("JSON is UTF-8"))
+}
+
+fn column_type(kind: &DataType) -> PyResult<Type> {
+    Ok(match kind {
+        DataType::Boolean => Type::Bool,
+        DataType::Int64 => Type::Int64,
+        DataType::Float64 => Type::Float64,
+        DataType::Utf8 => Type::Text,
+        DataType::Timestamp(..) => Type::Timestamp,
+        DataType::Decimal128(precision, scale) => Type::Decimal(*precision, *scale),
+        other => {
+            return Err(raise(Error::invalid(format!("a column of type {other} has no JSON form here"))));
+        }
+    })
+}

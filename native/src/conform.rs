@@ -1,0 +1,121 @@
+//! Columns from elsewhere made into a schema's exact columns: files, and Arrow streams over HTTP.
+//!
+//! What a whole column lacks (its name, a type that can become the wanted one) is an error. What a single value lacks
+//! refuses its row and no other; such a row holds placeholders until `keep_rows` takes it out. Nothing is changed in
+//! silence: a value that the wanted type cannot hold exactly is refused, but for doubles that become decimals.
+
+mod columns;
+mod stream;
+
+use arrow_array::{Array, ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, make_array};
+use arrow_schema::DataType;
+use arrow_select::filter::filter_record_batch;
+
+pub use self::stream::{read_ipc, write_ipc};
+use crate::decode::{Refusal, Wrong};
+use crate::error::{Error, Result};
+use crate::schema::{Field, Schema};
+
+/// What to do with a column that the schema does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unknown {
+    Refuse,
+    Ignore,
+}
+
+/// More refused rows than this are one error: whoever sent them has the wrong schema, not some wrong rows, and a
+/// word for each would need far more memory than the rows themselves.
+const REFUSED_MAX: usize = 100_000;
+
+/// Make `batch` into the schema's columns, found by name; the refused rows come in rising order, each once.
+pub fn conform(
+    batch: &RecordBatch,
+    schema: &Schema,
+    unknown: Unknown,
+) -> Result<(RecordBatch, Vec<(u32, Refusal)>)> {
+    check_names(batch, schema, unknown)?;
+    let mut refused = Vec::new();
+    let mut columns = Vec::with_capacity(schema.fields.len());
+    for field in &schema.fields {
+        let (column, wrongs) = conform_column(batch, field)?;
+        refused.extend(wrongs.into_iter().map(|(row, wrong)| (row, wrong.of(&field.name, field.kind))));
+        columns.push(column);
+        check_refused(&refused)?;
+    }
+    // The sort is stable: of a row's refusals its first field's stays.
+    refused.sort_by_key(|(row, _)| *row);
+    refused.dedup_by_key(|(row, _)| *row);
+    let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+    let batch = RecordBatch::try_new_with_options(schema.arrow(), columns, &options)
+        .expect("each column was made for its field");
+    Ok((batch, refused))
+}
+
+/// The rows that were not refused.
+pub fn keep_rows(batch: &RecordBatch, refused: &[(u32, Refusal)]) -> RecordBatch {
+    if refused.is_empty() {
+        return batch.clone();
+    }
+    let mut kept = vec![true; batch.num_rows()];
+    for (row, _) in refused {
+        kept[*row as usize] = false;
+    }
+    filter_record_batch(batch, &BooleanArray::from(kept)).expect("the filter has the batch's length")
+}
+
+fn check_names(batch: &RecordBatch, schema: &Schema, unknown: Unknown) -> Result<()> {
+    if u32::try_from(batch.num_rows()).is_err() {
+        return Err(Error::invalid_with("a batch of more than 4,294,967,295 rows", "send smaller batches"));
+    }
+    let names: Vec<&str> = batch.schema_ref().fields().iter().map(|field| field.name().as_str()).collect();
+    for (index, name) in names.iter().enumerate() {
+        if names[..index].contains(name) {
+            return Err(Error::invalid(format!("column {name:?} is there twice")));
+        }
+        if unknown == Unknown::Refuse && schema.index(name).is_none() {
+            let known: Vec<&str> = schema.fields.iter().map(|field| field.name.as_str()).collect();
+            let hint = format!("the schema has {}", known.join(", "));
+            return Err(Error::invalid_with(format!("column {name:?} is not in the schema"), hint));
+        }
+    }
+    Ok(())
+}
+
+fn check_refused(refused: &[(u32, Refusal)]) -> Result<()> {
+    match refused {
+        [(row, first), ..] if refused.len() > REFUSED_MAX => Err(Error::invalid(format!(
+            "more than {REFUSED_MAX} values do not fit; the first, in row {row}: {first}"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn conform_column(batch: &RecordBatch, field: &Field) -> Result<(ArrayRef, Vec<(u32, Wrong)>)> {
+    let Some(column) = batch.column_by_name(&field.name) else {
+        return all_null(batch, field, format!("there is no column {:?}", field.name));
+    };
+    if *column.data_type() == DataType::Null {
+        return all_null(batch, field, format!("column {:?} has only nulls", field.name));
+    }
+    let (column, mut wrongs) =
+        columns::convert(column, field.kind).map_err(|unfit| unfit.of_column(&field.name))?;
+    if field.optional || column.null_count() == 0 {
+        return Ok((column, wrongs));
+    }
+    let nulls = (0..column.len()).filter(|row| column.is_null(*row)).take(REFUSED_MAX + 1);
+    wrongs.extend(nulls.map(|row| (row as u32, Wrong::new("null", "null"))));
+    Ok((without_nulls(&column), wrongs))
+}
+
+fn all_null(batch: &RecordBatch, field: &Field, what: String) -> Result<(ArrayRef, Vec<(u32, Wrong)>)> {
+    if !field.optional {
+        return Err(Error::invalid(format!("{what}, and the schema requires it ({})", field.kind)));
+    }
+    Ok((arrow_array::new_null_array(&field.kind.arrow(), batch.num_rows()), Vec::new()))
+}
+
+/// Placeholders for the nulls of a required column, because Arrow does not let such a column have any.
+fn without_nulls(column: &ArrayRef) -> ArrayRef {
+    let data = column.to_data().into_builder().nulls(None).build();
+    make_array(data.expect("the values under nulls are valid ones"))
+}

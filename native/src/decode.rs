@@ -1,0 +1,346 @@
+//! JSON bodies in, columns out: strictly, so that what enters the log means one thing only.
+//!
+//! Values go straight into the columns: a decimal from the digits that were sent and never through a float. An event
+//! that is refused half way takes its values back out again.
+
+mod columns;
+mod object;
+pub mod scalars;
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::io::BufRead;
+
+use arrow_array::cast::AsArray;
+use arrow_array::types::{Decimal128Type, Float64Type, Int64Type, TimestampMicrosecondType};
+use arrow_array::{Array, RecordBatch, RecordBatchOptions};
+use arrow_schema::{DataType, SchemaRef};
+use serde_json::value::RawValue;
+
+use self::columns::Column;
+use self::object::{Broken, Reader, Value};
+use crate::answer::write_value;
+use crate::schema::{Schema, Type};
+
+/// Decodes events of one schema.
+///
+/// Refused are: anything but one flat JSON object (as UTF-8, with nothing after it); unknown, repeated and missing
+/// fields; null where the field is required; a value of another kind than the field's. See `scalars` for what numbers
+/// and times may look like. Text may hold any character, U+0000 too.
+pub struct Decoder {
+    schema: Schema,
+    arrow: SchemaRef,
+    id: usize,
+    index: HashMap<String, usize>,
+    /// Each field's name as JSON writes it.
+    quoted: Vec<String>,
+}
+
+/// The events that were good, as columns in the order of their bodies, and what was wrong with the others.
+pub struct Decoded {
+    pub batch: RecordBatch,
+    /// Which body each row of the batch came from.
+    pub rows: Vec<u32>,
+    /// By the body's index, rising.
+    pub refused: Vec<(u32, Refusal)>,
+}
+
+/// Why an event is refused. It never holds a value of the event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub field: Option<String>,
+    pub given: Cow<'static, str>,
+    pub wanted: String,
+    /// `empty`, `not_json`, `not_object`, `not_array`, `unknown_field`, `repeated_field`, `missing_field`, `null`,
+    /// `wrong_type`, `out_of_range`, `too_precise` or `too_large`.
+    pub code: &'static str,
+}
+
+/// What is wrong with one value, before it is known whose it is.
+pub struct Wrong {
+    code: &'static str,
+    given: Cow<'static, str>,
+}
+
+impl Wrong {
+    pub fn new(code: &'static str, given: impl Into<Cow<'static, str>>) -> Wrong {
+        Wrong { code, given: given.into() }
+    }
+
+    pub fn of(self, field: &str, kind: Type) -> Refusal {
+        Refusal { field: Some(field.to_owned()), given: self.given, wanted: wanted(kind), code: self.code }
+    }
+
+    fn of_body(self, wanted: &str) -> Refusal {
+        Refusal { field: None, given: self.given, wanted: wanted.to_owned(), code: self.code }
+    }
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.field {
+            Some(field) => write!(f, "field {field:?}: given {}, wanted {}", self.given, self.wanted),
+            None => write!(f, "given {}, wanted {}", self.given, self.wanted),
+        }
+    }
+}
+
+fn wanted(kind: Type) -> String {
+    match kind {
+        Type::Timestamp => "timestamp, as 2026-11-01T12:00:00.123456Z".to_owned(),
+        _ => kind.to_string(),
+    }
+}
+
+impl Decoder {
+    /// `id` is the index of the field that identifies an event.
+    pub fn new(schema: &Schema, id: usize) -> Decoder {
+        let names = || schema.fields.iter().map(|field| field.name.as_str());
+        let index = names().enumerate().map(|(index, name)| (name.to_owned(), index)).collect();
+        let quoted = names().map(|name| serde_json::Value::from(name).to_string()).collect();
+        Decoder { arrow: schema.arrow(), schema: schema.clone(), id, index, quoted }
+    }
+
+    /// Decode bodies of one event each; the good ones become the batch, in order.
+    pub fn decode<'a>(&self, bodies: impl Iterator<Item = &'a [u8]>) -> Decoded {
+        let mut events = Events::new(self, bodies.size_hint().0);
+        let (mut rows, mut refused) = (Vec::with_capacity(bodies.size_hint().0), Vec::new());
+        for (index, body) in bodies.enumerate() {
+            match events.push(body) {
+                Ok(()) => rows.push(index as u32),
+                Err(refusal) => refused.push((index as u32, refusal)),
+            }
+        }
+        Decoded { batch: events.finish(), rows, refused }
+    }
+
+    /// Decode one whole event and give its id as JSON text.
+    pub fn id_text(&self, body: &[u8]) -> Result<Vec<u8>, Refusal> {
+        let decoded = self.decode(std::iter::once(body));
+        if let Some((_, refusal)) = decoded.refused.into_iter().next() {
+            return Err(refusal);
+        }
+        let mut text = Vec::new();
+        write_value(&mut text, decoded.batch.column(self.id), self.schema.fields[self.id].kind, 0);
+        Ok(text)
+    }
+}
+
+/// The batch that is forming.
+struct Events<'s> {
+    decoder: &'s Decoder,
+    columns: Vec<Column>,
+    rows: usize,
+    /// The field that last followed each field; the last slot is for an object's first field. Senders write their
+    /// keys in one order, so the guess saves nearly every look-up by name.
+    followers: Vec<usize>,
+}
+
+impl<'s> Events<'s> {
+    fn new(decoder: &'s Decoder, capacity: usize) -> Events<'s> {
+        let fields = &decoder.schema.fields;
+        let mut followers: Vec<usize> = (1..=fields.len()).collect();
+        followers.push(0);
+        let columns = fields.iter().map(|field| Column::new(field, capacity)).collect();
+        Events { decoder, columns, rows: 0, followers }
+    }
+
+    fn push(&mut self, body: &[u8]) -> Result<(), Refusal> {
+        match self.read(body).and_then(|()| self.fill_absent()) {
+            Ok(()) => {
+                self.rows += 1;
+                Ok(())
+            }
+            Err(refusal) => {
+                self.columns.iter_mut().for_each(|column| column.truncate(self.rows));
+                Err(refusal)
+            }
+        }
+    }
+
+    fn read(&mut self, body: &[u8]) -> Result<(), Refusal> {
+        check_first_byte(body, b'{', "not_object", EVENT)?;
+        let text = read_utf8(body, EVENT)?;
+        let mut reader = Reader::new(text);
+        let broken = |broken: Broken| not_json(text, broken);
+        let mut more = reader.open().map_err(broken)?;
+        let mut before = self.columns.len();
+        while more {
+            before = self.read_key(&mut reader, before)?;
+            let value = reader.value().map_err(broken)?;
+            self.put(before, value)?;
+            more = reader.more().map_err(broken)?;
+        }
+        Ok(())
+    }
+
+    /// The index of the next field, guessed from the one before.
+    #[inline]
+    fn read_key(&mut self, reader: &mut Reader, before: usize) -> Result<usize, Refusal> {
+        let guess = self.followers[before];
+        if self.decoder.quoted.get(guess).is_some_and(|quoted| reader.take_key(quoted)) {
+            return Ok(guess);
+        }
+        let key = reader.key().map_err(|broken| not_json(reader.text(), broken))?;
+        let found = *self.decoder.index.get(&*key).ok_or_else(|| self.unknown(&key))?;
+        self.followers[before] = found;
+        Ok(found)
+    }
+
+    #[inline]
+    fn put(&mut self, index: usize, value: Value) -> Result<(), Refusal> {
+        let column = &mut self.columns[index];
+        let put = match column.len() > self.rows {
+            true => Err(Wrong::new("repeated_field", "the field a second time")),
+            false => column.push(value),
+        };
+        put.map_err(|wrong| {
+            let field = &self.decoder.schema.fields[index];
+            wrong.of(&field.name, field.kind)
+        })
+    }
+
+    fn fill_absent(&mut self) -> Result<(), Refusal> {
+        for (column, field) in self.columns.iter_mut().zip(&self.decoder.schema.fields) {
+            if column.len() > self.rows {
+                continue;
+            }
+            let filled = column.push_null();
+            filled.map_err(|_| Wrong::new("missing_field", "nothing").of(&field.name, field.kind))?;
+        }
+        Ok(())
+    }
+
+    fn unknown(&self, key: &str) -> Refusal {
+        let names: Vec<&str> = self.decoder.schema.fields.iter().map(|field| field.name.as_str()).collect();
+        Refusal {
+            field: Some(key.chars().take(64).collect()),
+            given: "a field that the schema does not have".into(),
+            wanted: format!("only {}", names.join(", ")),
+            code: "unknown_field",
+        }
+    }
+
+    fn finish(self) -> RecordBatch {
+        let arrays = self.columns.into_iter().map(Column::finish).collect();
+        let options = RecordBatchOptions::new().with_row_count(Some(self.rows));
+        RecordBatch::try_new_with_options(self.decoder.arrow.clone(), arrays, &options)
+            .expect("the columns are built from the schema")
+    }
+}
+
+/// Cut a JSON array of events into the raw text of each; a syntax error refuses the whole body.
+pub fn split_array(body: &[u8]) -> Result<Vec<&[u8]>, Refusal> {
+    check_first_byte(body, b'[', "not_array", ARRAY)?;
+    let text = read_utf8(body, ARRAY)?;
+    let events: Vec<&RawValue> = serde_json::from_str(text).map_err(|error| not_an_array(body, &error))?;
+    Ok(events.into_iter().map(|event| event.get().as_bytes()).collect())
+}
+
+fn not_an_array(body: &[u8], error: &serde_json::Error) -> Refusal {
+    let given = match error.is_eof() {
+        true => format!("JSON that ends too early, after {} bytes", body.len()),
+        false => format!("what is not JSON at byte {}", error_offset(body, error)),
+    };
+    Wrong::new("not_json", given).of_body(ARRAY)
+}
+
+/// The offset of the byte where the syntax broke; `serde_json` counts lines and columns, each from 1.
+fn error_offset(body: &[u8], error: &serde_json::Error) -> usize {
+    let lines = body.split_inclusive(|byte| *byte == b'\n').take(error.line().saturating_sub(1));
+    (lines.map(<[u8]>::len).sum::<usize>() + error.column()).saturating_sub(1)
+}
+
+/// Cut newline-delimited JSON into its lines; blank ones are skipped, and a line may end with CR LF.
+pub fn split_lines(mut body: &[u8]) -> Vec<&[u8]> {
+    let mut lines = Vec::new();
+    while !body.is_empty() {
+        let rest = body;
+        let length = body.skip_until(b'\n').expect("reading a slice cannot fail");
+        let line = rest[..length].trim_ascii();
+        if !line.is_empty() {
+            lines.push(line);
+        }
+    }
+    lines
+}
+
+const EVENT: &str = "one JSON object";
+const ARRAY: &str = "a JSON array of objects";
+
+/// Looks at the first byte before `serde_json` does: its own words for "another kind" would quote the value.
+fn check_first_byte(body: &[u8], first: u8, code: &'static str, wanted: &str) -> Result<(), Refusal> {
+    let wrong = match body.trim_ascii_start().first() {
+        Some(byte) if *byte == first => return Ok(()),
+        None => Wrong::new("empty", "an empty body"),
+        Some(b'{') => Wrong::new(code, "an object"),
+        Some(b'[') => Wrong::new(code, "an array"),
+        Some(b'"') => Wrong::new(code, "text"),
+        Some(b'0'..=b'9' | b'-') => Wrong::new(code, "a number"),
+        Some(_) => Wrong::new("not_json", "what is not JSON"),
+    };
+    Err(wrong.of_body(wanted))
+}
+
+fn read_utf8<'a>(body: &'a [u8], wanted: &str) -> Result<&'a str, Refusal> {
+    std::str::from_utf8(body).map_err(|error| {
+        let given = format!("what is not UTF-8 at byte {}", error.valid_up_to());
+        Wrong::new("not_json", given).of_body(wanted)
+    })
+}
+
+#[cold]
+fn not_json(text: &str, broken: Broken) -> Refusal {
+    let given = match broken.at >= text.len() {
+        true => format!("JSON that ends too early, after {} bytes", text.len()),
+        false => format!("what is not JSON at byte {}: {}", broken.at, broken.what),
+    };
+    Wrong::new("not_json", given).of_body(EVENT)
+}
+
+/// Whether two rows hold equal fields, by name; a field that only one of them has must be null there.
+pub fn content_equal(a: &RecordBatch, a_row: usize, b: &RecordBatch, b_row: usize) -> bool {
+    let one_way = |left: &RecordBatch, left_row: usize, right: &RecordBatch, right_row: usize| {
+        left.schema_ref().fields().iter().zip(left.columns()).all(|(field, column)| {
+            match right.column_by_name(field.name()) {
+                Some(other) => value_equal(column, left_row, other, right_row),
+                None => column.is_null(left_row),
+            }
+        })
+    };
+    one_way(a, a_row, b, b_row)
+        && b.schema_ref()
+            .fields()
+            .iter()
+            .zip(b.columns())
+            .all(|(field, column)| a.column_by_name(field.name()).is_some() || column.is_null(b_row))
+}
+
+fn value_equal(a: &dyn Array, a_row: usize, b: &dyn Array, b_row: usize) -> bool {
+    if a.data_type() != b.data_type() || a.is_null(a_row) != b.is_null(b_row) {
+        return false;
+    }
+    if a.is_null(a_row) {
+        return true;
+    }
+    match a.data_type() {
+        DataType::Boolean => a.as_boolean().value(a_row) == b.as_boolean().value(b_row),
+        DataType::Int64 => {
+            a.as_primitive::<Int64Type>().value(a_row) == b.as_primitive::<Int64Type>().value(b_row)
+        }
+        DataType::Float64 => {
+            let bits = |array: &dyn Array, row| array.as_primitive::<Float64Type>().value(row).to_bits();
+            bits(a, a_row) == bits(b, b_row)
+        }
+        DataType::Utf8 => a.as_string::<i32>().value(a_row) == b.as_string::<i32>().value(b_row),
+        DataType::Timestamp(..) => {
+            let time = |array: &dyn Array, row| array.as_primitive::<TimestampMicrosecondType>().value(row);
+            time(a, a_row) == time(b, b_row)
+        }
+        DataType::Decimal128(..) => {
+            let unscaled = |array: &dyn Array, row| array.as_primitive::<Decimal128Type>().value(row);
+            unscaled(a, a_row) == unscaled(b, b_row)
+        }
+        other => unreachable!("events have no column of type {other}"),
+    }
+}

@@ -1,0 +1,205 @@
+//! Which of arriving events are new: their ids against this cycle, and against the log by way of the id index.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow_array::cast::AsArray;
+use arrow_array::types::Int64Type;
+use arrow_array::{Array, ArrayRef, RecordBatch};
+use arrow_schema::DataType;
+
+use super::core::{Core, Cycle};
+use crate::decode::content_equal;
+use crate::engine::event_times;
+use crate::error::Result;
+use crate::follower::as_defined;
+use crate::ids;
+use crate::log::{Address, Commit};
+use crate::plan::TopicPlan;
+
+/// What is known of one arriving event.
+pub(super) enum Seen {
+    New,
+    /// The same event stands earlier in this batch.
+    InBatch(usize),
+    /// The same event is in the log.
+    Before(SeenEvent),
+    /// It is not taken: an HTTP status, a code and why.
+    Refused(u16, &'static str, String),
+}
+
+#[derive(Clone)]
+pub(super) struct SeenEvent {
+    /// 0 for the topic's own door, else 1 + the policy that decided it.
+    pub origin: u16,
+    pub offset: i64,
+    /// Where its commit is, and those of what was decided and told about it.
+    pub addresses: Vec<u64>,
+}
+
+/// The commits that one cycle has looked at.
+pub(super) type Commits = HashMap<u64, Arc<Commit>>;
+
+impl Core {
+    /// Judge every row of a batch; new ones count as seen from here on.
+    pub(super) fn admit(
+        &self,
+        cycle: &mut Cycle,
+        topic: usize,
+        origin: u16,
+        batch: &RecordBatch,
+    ) -> Result<Vec<Seen>> {
+        let about = &self.plan.topics[topic];
+        let ids = batch.column(about.id);
+        let hashes = id_hashes(about, ids);
+        let mut candidates = Vec::new();
+        self.ids.find_batch(&hashes, &mut candidates)?;
+        let group = cycle.groups.len();
+        cycle.groups.push((origin, batch.clone()));
+        let newest_allowed = cycle.now_us.saturating_add(about.ahead_us);
+        let mut seen = Vec::with_capacity(batch.num_rows());
+        let mut next = 0;
+        for (row, &time) in event_times(&self.plan, topic, batch).iter().enumerate() {
+            let first = next;
+            while next < candidates.len() && candidates[next].0 == row {
+                next += 1;
+            }
+            let addresses: Vec<u64> = candidates[first..next].iter().map(|&(_, address)| address).collect();
+            let judged = match self.seen_before(cycle, topic, origin, batch, row, &addresses)? {
+                Some(judged) => judged,
+                None if time > newest_allowed => ahead(&about.fields[about.time].name),
+                None => cycle.seen_now(about.id, origin, hashes[row], (group, row)),
+            };
+            if matches!(judged, Seen::New) {
+                cycle.fresh.entry(hashes[row]).or_insert((group, row));
+            }
+            seen.push(judged);
+        }
+        Ok(seen)
+    }
+
+    fn seen_before(
+        &self,
+        cycle: &mut Cycle,
+        topic: usize,
+        origin: u16,
+        batch: &RecordBatch,
+        row: usize,
+        addresses: &[u64],
+    ) -> Result<Option<Seen>> {
+        let about = &self.plan.topics[topic];
+        let since = cycle.now_us.saturating_sub(about.retain_us);
+        for &address in addresses {
+            let commit = self.commit(&mut cycle.commits, address)?;
+            if commit.time_us <= since {
+                continue;
+            }
+            for section in commit.sections.iter().filter(|section| *section.topic == *about.name) {
+                let stored = as_defined(&self.plan, topic, &section.batch()?)?;
+                let Some(found) = find_id(stored.column(about.id), batch.column(about.id), row) else {
+                    continue;
+                };
+                let event = SeenEvent {
+                    origin: section.origin,
+                    offset: section.base_offset as i64 + found as i64,
+                    addresses: addresses.to_vec(),
+                };
+                let same = content_equal(&stored, found, batch, row);
+                return Ok(Some(judge(event, origin, same)));
+            }
+        }
+        Ok(None)
+    }
+
+    pub(super) fn commit(&self, commits: &mut Commits, address: u64) -> Result<Arc<Commit>> {
+        if let Some(commit) = commits.get(&address) {
+            return Ok(commit.clone());
+        }
+        let commit = Arc::new(self.log.read(Address(address))?);
+        commits.insert(address, commit.clone());
+        Ok(commit)
+    }
+}
+
+impl Cycle {
+    fn seen_now(&self, id: usize, origin: u16, hash: u64, at: (usize, usize)) -> Seen {
+        let Some(&(group, row)) = self.fresh.get(&hash) else { return Seen::New };
+        let (first_origin, first) = &self.groups[group];
+        let (_, batch) = &self.groups[at.0];
+        if !same_id(first.column(id), row, batch.column(id), at.1) {
+            return Seen::New;
+        }
+        if *first_origin != origin {
+            return other_door();
+        }
+        if content_equal(first, row, batch, at.1) { Seen::InBatch(row) } else { conflict() }
+    }
+}
+
+fn judge(event: SeenEvent, origin: u16, same: bool) -> Seen {
+    if event.origin != origin {
+        return other_door();
+    }
+    if same { Seen::Before(event) } else { conflict() }
+}
+
+fn ahead(field: &str) -> Seen {
+    let message = format!("field \"{field}\": the event's time is too far ahead of the clock here");
+    Seen::Refused(422, "ahead_of_clock", message)
+}
+
+fn conflict() -> Seen {
+    Seen::Refused(409, "id_conflict", "this id was used before, for an event with other content".into())
+}
+
+fn other_door() -> Seen {
+    let message = "this event entered before through another door: its topic's, or another policy's";
+    Seen::Refused(409, "entered_elsewhere", message.into())
+}
+
+pub(super) enum Id<'a> {
+    Int(i64),
+    Text(&'a str),
+}
+
+pub(super) fn id_value(column: &ArrayRef, row: usize) -> Id<'_> {
+    match column.data_type() {
+        DataType::Int64 => Id::Int(column.as_primitive::<Int64Type>().value(row)),
+        _ => Id::Text(column.as_string::<i32>().value(row)),
+    }
+}
+
+pub(super) fn id_hash(topic: &TopicPlan, id: &Id) -> u64 {
+    seeded_hash(seed(topic), id)
+}
+
+pub(super) fn id_hashes(topic: &TopicPlan, column: &ArrayRef) -> Vec<u64> {
+    let seed = seed(topic);
+    (0..column.len()).map(|row| seeded_hash(seed, &id_value(column, row))).collect()
+}
+
+fn seeded_hash(seed: u16, id: &Id) -> u64 {
+    match id {
+        Id::Int(id) => ids::hash_int64(seed, *id),
+        Id::Text(id) => ids::hash_text(seed, id),
+    }
+}
+
+/// By the topic's name, so that hashes stay when a pipeline's topics change their order. Two topics with one seed do
+/// no harm: what a hash leads to is read and compared.
+fn seed(topic: &TopicPlan) -> u16 {
+    ids::hash_text(0, &topic.name) as u16
+}
+
+fn same_id(one: &ArrayRef, row: usize, other: &ArrayRef, other_row: usize) -> bool {
+    match (id_value(one, row), id_value(other, other_row)) {
+        (Id::Int(one), Id::Int(other)) => one == other,
+        (Id::Text(one), Id::Text(other)) => one == other,
+        _ => false,
+    }
+}
+
+/// The row of a column that holds the same id.
+pub(super) fn find_id(stored: &ArrayRef, ids: &ArrayRef, row: usize) -> Option<usize> {
+    (0..stored.len()).find(|&candidate| same_id(stored, candidate, ids, row))
+}

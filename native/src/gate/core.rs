@@ -1,0 +1,940 @@
+//! The heart of the gate: one cycle takes what waited, decides it in order, makes it durable and gives the answers.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use arrow_array::cast::AsArray;
+use arrow_array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, UInt32Array};
+
+use super::admit::{Commits, Id, Seen, SeenEvent, find_id, id_hash, id_hashes, id_value};
+use super::bulk::Bulk;
+use super::stats::Stats;
+use super::{Answer, Clock, Kind, MODEL, REPEAT, Request, Tell, Told, error_body};
+use crate::answer::{self, DecisionWriter, Extra};
+use crate::conform::write_ipc;
+use crate::decide::{Case, Decider, Verdicts, no_score};
+use crate::decode::{Decoder, Refusal, split_lines};
+use crate::engine::{Engine, LATE, STATELESS};
+use crate::error::{Error, Result};
+use crate::follower::as_defined;
+use crate::ids::Ids;
+use crate::log::{Log, Section};
+use crate::plan::Plan;
+use crate::schema::{Schema, Type};
+
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// At this many bytes of state, events with new keys get the fallback.
+    pub state_bytes_max: usize,
+    /// Bulk appends are cut into commits of about this many bytes.
+    pub commit_bytes: usize,
+    pub threads: usize,
+}
+
+/// What a policy keeps in the log beside its topic's events.
+pub(super) struct PolicyLog {
+    pub decisions: u32,
+    pub decisions_topic: String,
+    pub timeouts: u32,
+    pub timeouts_topic: String,
+}
+
+pub struct Core {
+    pub plan: Arc<Plan>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) settings: Settings,
+    pub(super) engine: Engine,
+    pub(super) log: Log,
+    pub(super) ids: Ids,
+    pub(super) decoders: Arc<Vec<Decoder>>,
+    pub(super) deciders: Vec<Decider>,
+    /// Schema ids of the topics.
+    pub(super) topics: Vec<u32>,
+    pub(super) policies: Vec<PolicyLog>,
+    /// Each schema of decisions, by id, with its policy's writer.
+    pub(super) writers: HashMap<u32, DecisionWriter>,
+    pub(super) bulk: BTreeMap<u64, Bulk>,
+    /// Those of `bulk` that still have rows to take, in order.
+    pub(super) bulk_queue: VecDeque<u64>,
+    pub(super) bulk_turn: bool,
+    pub(super) pending: BTreeMap<u64, Pending>,
+    pub(super) next_number: u64,
+    /// The answers of the cycle before: their callers may have been told the fallback while it ran.
+    pub(super) last: Vec<(u64, Vec<Tell>)>,
+    pub stats: Stats,
+}
+
+/// Rows that wait for their model.
+pub(super) struct Pending {
+    policy: usize,
+    batch: Batch,
+    waiters: Vec<Vec<Waiter>>,
+    told: Vec<bool>,
+    started_ns: u64,
+    dry_run: bool,
+}
+
+/// Events with all that is known of them.
+#[derive(Clone)]
+pub(super) struct Batch {
+    pub events: Arc<RecordBatch>,
+    pub features: Vec<ArrayRef>,
+    pub marks: Vec<u8>,
+    pub offsets: Vec<i64>,
+}
+
+/// Who waits for the decision about a row.
+#[derive(Clone)]
+pub(super) enum Waiter {
+    One { handle: u64, held_ns: u64, repeat: bool },
+    Line { bulk: u64, line: usize },
+}
+
+/// What one cycle gathers before its commit.
+pub(super) struct Cycle {
+    pub now_us: i64,
+    pub sections: Vec<Section>,
+    /// Rows staged by topic, beyond what the log has.
+    pub staged: HashMap<usize, i64>,
+    /// Batches by their origin, and where in them an id stands that is new in this cycle.
+    pub groups: Vec<(u16, RecordBatch)>,
+    pub fresh: HashMap<u64, (usize, usize)>,
+    pub commits: Commits,
+    /// Hashes of the ids whose place is this commit.
+    pub hashes: Vec<u64>,
+    /// Bodies that leave after the sync, open at their end.
+    pub finished: Vec<(Waiter, Vec<u8>, Option<Tell>)>,
+    pub answers: Vec<Answer>,
+    told: HashSet<u64>,
+    pub tells: Vec<Tell>,
+}
+
+impl Core {
+    /// Whether `step` has work left that no new request has to bring.
+    pub fn busy(&self) -> bool {
+        !self.bulk_queue.is_empty()
+    }
+
+    /// One cycle.
+    ///
+    /// An error means that the log or the state cannot go on; nothing of this cycle was answered.
+    pub fn step(&mut self, requests: Vec<Request>, told: Told) -> Result<Vec<Answer>> {
+        let started = self.clock.monotonic_ns();
+        let mut cycle = Cycle::new(self.clock.now_us(), told);
+        self.stats.beat += 1;
+        self.stats.full = self.room(&requests);
+        let mut decides: Vec<Vec<Request>> = Vec::new();
+        decides.resize_with(self.plan.policies.len(), Vec::new);
+        for request in requests {
+            match request.kind {
+                Kind::Decide if self.stats.full.is_some() => {
+                    cycle.answers.push(self.full_answer(request.handle))
+                }
+                Kind::Decide => decides[request.target].push(request),
+                Kind::Lookup => self.look_up(&mut cycle, request)?,
+                Kind::DryRun | Kind::DryRunMany => self.dry_run(&mut cycle, request)?,
+                Kind::Scores => self.take_scores(&mut cycle, request)?,
+                _ if self.stats.full.is_some() => cycle.answers.push(self.full_answer(request.handle)),
+                _ => self.queue_bulk(&mut cycle, request)?,
+            }
+        }
+        // A bulk slice and waiting decisions take turns: neither is held back by more than one commit of the other.
+        let waiting = decides.iter().any(|requests| !requests.is_empty());
+        for (policy, requests) in decides.into_iter().enumerate() {
+            if !requests.is_empty() {
+                self.decide_singles(&mut cycle, policy, requests)?;
+            }
+        }
+        if !waiting || self.bulk_turn {
+            self.take_bulk_slice(&mut cycle)?;
+        }
+        self.bulk_turn = waiting;
+        self.stage_tells(&mut cycle)?;
+        let synced = self.commit_cycle(&mut cycle)?;
+        let answers = self.finish(cycle);
+        let took = self.clock.monotonic_ns().saturating_sub(started);
+        self.stats.core_seconds.observe(took.saturating_sub(synced) as f64 / 1e9);
+        self.refresh_stats();
+        Ok(answers)
+    }
+
+    /// Stop taking, make everything durable, close the log.
+    pub fn close(self) -> Result<()> {
+        self.log.close()
+    }
+
+    // Decisions, one event a request.
+
+    fn decide_singles(&mut self, cycle: &mut Cycle, policy: usize, requests: Vec<Request>) -> Result<()> {
+        let topic = self.plan.policy_topic(policy);
+        let decoded = self.decoders[topic].decode(requests.iter().map(|request| request.body.as_slice()));
+        for (index, refusal) in &decoded.refused {
+            self.stats.refused += 1;
+            cycle.answers.push(refused_answer(requests[*index as usize].handle, refusal));
+        }
+        let waiters: Vec<Waiter> = decoded
+            .rows
+            .iter()
+            .map(|&index| &requests[index as usize])
+            .map(|request| Waiter::One { handle: request.handle, held_ns: request.held_ns, repeat: false })
+            .collect();
+        self.decide_rows(cycle, policy, decoded.batch, waiters)
+    }
+
+    /// Decide about the new rows of a batch, and find for the others what was said before.
+    pub(super) fn decide_rows(
+        &mut self,
+        cycle: &mut Cycle,
+        policy: usize,
+        batch: RecordBatch,
+        waiters: Vec<Waiter>,
+    ) -> Result<()> {
+        if batch.num_rows() == 0 {
+            return Ok(());
+        }
+        let topic = self.plan.policy_topic(policy);
+        let origin = policy as u16 + 1;
+        let seen = self.admit(cycle, topic, origin, &batch)?;
+        let mut places = vec![usize::MAX; seen.len()];
+        let mut queues: Vec<Vec<Waiter>> = Vec::with_capacity(seen.len());
+        for (row, waiter) in waiters.iter().enumerate() {
+            match &seen[row] {
+                Seen::New => {
+                    places[row] = queues.len();
+                    queues.push(vec![waiter.clone()]);
+                }
+                Seen::InBatch(first) => queues[places[*first]].push(waiter.repeated()),
+                Seen::Before(event) => self.repeat(cycle, policy, event, waiter.repeated())?,
+                Seen::Refused(status, code, message) => {
+                    self.stats.refused += 1;
+                    self.refuse(cycle, waiter, *status, code, message);
+                }
+            }
+        }
+        let events = take_new(&batch, &seen)?;
+        if events.num_rows() == 0 {
+            return Ok(());
+        }
+        let set = self.plan.policies[policy].features;
+        let batch = self.remember(cycle, topic, origin, events, &[set])?;
+        match self.plan.policies[policy].model {
+            None => self.decide_now(cycle, policy, batch, queues),
+            Some(model) => self.ask_model(cycle, policy, model, batch, queues, false),
+        }
+    }
+
+    fn decide_now(
+        &mut self,
+        cycle: &mut Cycle,
+        policy: usize,
+        batch: Batch,
+        queues: Vec<Vec<Waiter>>,
+    ) -> Result<()> {
+        let score = no_score(batch.events.num_rows());
+        let verdicts = self.deciders[policy].decide(&batch.case(&score))?;
+        let told = vec![false; queues.len()];
+        self.conclude(cycle, policy, &batch, &score, verdicts, queues, &told)
+    }
+
+    /// Stage the decisions for the log and word their answers.
+    #[allow(clippy::too_many_arguments)]
+    fn conclude(
+        &mut self,
+        cycle: &mut Cycle,
+        policy: usize,
+        batch: &Batch,
+        score: &ArrayRef,
+        verdicts: Verdicts,
+        queues: Vec<Vec<Waiter>>,
+        told: &[bool],
+    ) -> Result<()> {
+        let table = self.deciders[policy].table(&batch.case(score), &verdicts)?;
+        self.count_decisions(policy, &verdicts);
+        let writer = &self.writers[&self.policies[policy].decisions];
+        for (row, queue) in queues.into_iter().enumerate() {
+            if told[row] {
+                // Whoever still waits is a retry, and must be told what the first attempt was told.
+                cycle.finish_all(queue, fallback_body(&self.plan, policy, &batch.events, row), None);
+                continue;
+            }
+            let mut body = Vec::with_capacity(768);
+            writer.write(&mut body, &table, row, Extra::default());
+            let tell = Tell { policy, events: batch.events.clone(), rows: vec![(row, batch.offsets[row])] };
+            cycle.finish_all(queue, body, Some(tell));
+        }
+        cycle.sections.push(section(self.policies[policy].decisions, table));
+        Ok(())
+    }
+
+    /// Let new rows into the log and the state, and compute their features.
+    pub(super) fn remember(
+        &mut self,
+        cycle: &mut Cycle,
+        topic: usize,
+        origin: u16,
+        events: RecordBatch,
+        wanted: &[usize],
+    ) -> Result<Batch> {
+        let rows = events.num_rows();
+        let before = self.engine.newest(topic).unwrap_or(i64::MIN);
+        let stateless = self.stateless(topic, &events);
+        let mut processed = self.engine.process(topic, &events, stateless.as_deref(), wanted)?;
+        let name = &self.plan.topics[topic].name;
+        let staged = cycle.staged.entry(topic).or_default();
+        let base = self.log.next_offset(name) as i64 + *staged;
+        *staged += rows as i64;
+        let about = &self.plan.topics[topic];
+        cycle.hashes.extend(id_hashes(about, events.column(about.id)));
+        self.stats.events += rows as u64;
+        self.stats.late += processed.marks.iter().filter(|&&mark| mark & LATE != 0).count() as u64;
+        let marks = processed.marks.iter().any(|&mark| mark != 0).then(|| processed.marks.clone());
+        cycle.sections.push(Section {
+            schema: self.topics[topic],
+            origin,
+            before,
+            marks,
+            batch: events.clone(),
+        });
+        Ok(Batch {
+            events: Arc::new(events),
+            features: if wanted.is_empty() { Vec::new() } else { processed.features.swap_remove(0) },
+            marks: processed.marks,
+            offsets: (base..base + rows as i64).collect(),
+        })
+    }
+
+    /// Where the state has reached its limit, the rows with a key that it does not know.
+    fn stateless(&mut self, topic: usize, events: &RecordBatch) -> Option<Vec<u8>> {
+        if self.engine.state_bytes() < self.settings.state_bytes_max {
+            return None;
+        }
+        let marks: Vec<u8> =
+            self.engine.new_keys(topic, events).iter().map(|&new| if new { STATELESS } else { 0 }).collect();
+        self.stats.state_full += marks.iter().filter(|&&mark| mark != 0).count() as u64;
+        Some(marks)
+    }
+
+    // Models.
+
+    fn ask_model(
+        &mut self,
+        cycle: &mut Cycle,
+        policy: usize,
+        model: usize,
+        batch: Batch,
+        waiters: Vec<Vec<Waiter>>,
+        dry_run: bool,
+    ) -> Result<()> {
+        let number = self.next_number;
+        self.next_number += 1;
+        let body = write_ipc(&self.model_input(policy, &batch)?)?;
+        cycle.answers.push(Answer {
+            handle: number,
+            status: model as u16,
+            body,
+            flags: MODEL,
+            tells: Vec::new(),
+        });
+        let told = vec![false; waiters.len()];
+        let started_ns = self.clock.monotonic_ns();
+        self.pending.insert(number, Pending { policy, batch, waiters, told, started_ns, dry_run });
+        Ok(())
+    }
+
+    /// A model sees the event's fields and the features.
+    fn model_input(&self, policy: usize, batch: &Batch) -> Result<RecordBatch> {
+        let set = &self.plan.features[self.plan.policies[policy].features];
+        let mut fields = self.plan.topics[set.topic].fields.clone();
+        fields.extend(set.columns.iter().cloned());
+        let mut columns = batch.events.columns().to_vec();
+        columns.extend(batch.features.iter().cloned());
+        RecordBatch::try_new(Schema { fields }.arrow(), columns)
+            .map_err(|error| Error::invalid(format!("a model's input does not fit its schema: {error}")))
+    }
+
+    fn take_scores(&mut self, cycle: &mut Cycle, request: Request) -> Result<()> {
+        let Some(pending) = self.pending.remove(&(request.target as u64)) else { return Ok(()) };
+        let took = self.clock.monotonic_ns().saturating_sub(pending.started_ns);
+        self.stats.model_seconds.observe(took as f64 / 1e9);
+        let rows = pending.batch.events.num_rows();
+        let decider = &self.deciders[pending.policy];
+        let (score, verdicts) = match read_scores(&request.body, rows) {
+            Some(score) => {
+                let verdicts = decider.decide(&pending.batch.case(&score))?;
+                (score, verdicts)
+            }
+            None => {
+                self.stats.model_failures += 1;
+                (no_score(rows), decider.fall_back(rows, "model")?)
+            }
+        };
+        if pending.dry_run {
+            return self.conclude_dry_run(cycle, &pending, &score, verdicts);
+        }
+        self.hash_again(cycle, pending.policy, &pending.batch.events, 0..rows);
+        self.conclude(cycle, pending.policy, &pending.batch, &score, verdicts, pending.waiters, &pending.told)
+    }
+
+    // What was said before.
+
+    /// Answer a retry as the first attempt was answered, or let it wait with the first.
+    fn repeat(&mut self, cycle: &mut Cycle, policy: usize, event: &SeenEvent, waiter: Waiter) -> Result<()> {
+        self.stats.repeats += 1;
+        if let Some(body) = self.first_answer(cycle, policy, event)? {
+            cycle.finished.push((waiter, body, None));
+            return Ok(());
+        }
+        for pending in
+            self.pending.values_mut().filter(|pending| pending.policy == policy && !pending.dry_run)
+        {
+            let Some(row) = pending.batch.offsets.iter().position(|&offset| offset == event.offset) else {
+                continue;
+            };
+            if pending.told[row] {
+                let body = fallback_body(&self.plan, policy, &pending.batch.events, row);
+                cycle.finished.push((waiter, body, None));
+            } else {
+                pending.waiters[row].push(waiter);
+            }
+            return Ok(());
+        }
+        let message = "the event is in the log, but no decision about it was found";
+        self.refuse(cycle, &waiter, 500, "no_decision", message);
+        Ok(())
+    }
+
+    fn first_answer(
+        &mut self,
+        cycle: &mut Cycle,
+        policy: usize,
+        event: &SeenEvent,
+    ) -> Result<Option<Vec<u8>>> {
+        if let Some(body) = self.told_body(cycle, policy, event)? {
+            return Ok(Some(body));
+        }
+        self.decision_body(cycle, policy, event)
+    }
+
+    fn told_body(&self, cycle: &mut Cycle, policy: usize, event: &SeenEvent) -> Result<Option<Vec<u8>>> {
+        let topic = &self.policies[policy].timeouts_topic;
+        let Some((_, table, row)) = self.find_row(cycle, topic, 1, event)? else { return Ok(None) };
+        let text = |column: usize| table.column(column).as_string::<i32>().value(row);
+        let mut id = Vec::new();
+        let kind = self.plan.timeouts_schema(policy).fields[0].kind;
+        answer::write_value(&mut id, table.column(0), kind, row);
+        let mut body = Vec::new();
+        answer::write_fallback(&mut body, &id, text(2), text(3), Some(text(4)));
+        Ok(Some(body))
+    }
+
+    fn decision_body(
+        &mut self,
+        cycle: &mut Cycle,
+        policy: usize,
+        event: &SeenEvent,
+    ) -> Result<Option<Vec<u8>>> {
+        let topic = self.policies[policy].decisions_topic.clone();
+        let Some((schema, table, row)) = self.find_row(cycle, &topic, 1, event)? else { return Ok(None) };
+        let mut body = Vec::new();
+        self.writer(schema)?.write(&mut body, &table, row, Extra::default());
+        Ok(Some(body))
+    }
+
+    /// The row about an event's offset in one of the commits that its id leads to.
+    fn find_row(
+        &self,
+        cycle: &mut Cycle,
+        topic: &str,
+        offset_column: usize,
+        event: &SeenEvent,
+    ) -> Result<Option<(u32, RecordBatch, usize)>> {
+        for &address in &event.addresses {
+            let commit = self.commit(&mut cycle.commits, address)?;
+            for section in commit.sections.iter().filter(|section| *section.topic == *topic) {
+                let table = section.batch()?;
+                let offsets = table.column(offset_column).as_primitive::<arrow_array::types::Int64Type>();
+                if let Some(row) = offsets.values().iter().position(|&offset| offset == event.offset) {
+                    return Ok(Some((section.schema, table, row)));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// The writer of a schema of decisions, which may be an earlier version of the policy's.
+    fn writer(&mut self, schema: u32) -> Result<&DecisionWriter> {
+        if !self.writers.contains_key(&schema) {
+            let known =
+                self.log.catalog().schema(schema).ok_or_else(|| Error::invalid("an unknown schema"))?;
+            let writer = decision_writer(&known.schema);
+            self.writers.insert(schema, writer);
+        }
+        Ok(&self.writers[&schema])
+    }
+
+    fn look_up(&mut self, cycle: &mut Cycle, request: Request) -> Result<()> {
+        let policy = request.target;
+        let body = match self.find_decision(cycle, policy, &request.body)? {
+            Some((status, body)) => (status, body),
+            None => (404, error_body("not_found", "no decision of this policy has this id", None)),
+        };
+        cycle.answers.push(Answer {
+            handle: request.handle,
+            status: body.0,
+            body: body.1,
+            flags: 0,
+            tells: Vec::new(),
+        });
+        Ok(())
+    }
+
+    fn find_decision(
+        &mut self,
+        cycle: &mut Cycle,
+        policy: usize,
+        text: &[u8],
+    ) -> Result<Option<(u16, Vec<u8>)>> {
+        let topic = self.plan.policy_topic(policy);
+        let Some(id) = parse_id(self.plan.topics[topic].fields[self.plan.topics[topic].id].kind, text) else {
+            return Ok(None);
+        };
+        let mut addresses = Vec::new();
+        self.ids.find(id_hash(&self.plan.topics[topic], &id.value()), &mut addresses)?;
+        let Some(event) = self.find_event(cycle, topic, &id.column(), addresses)? else { return Ok(None) };
+        if event.origin != policy as u16 + 1 {
+            return Ok(None);
+        }
+        let told = self.told_body(cycle, policy, &event)?;
+        let decision = self.decision_body(cycle, policy, &event)?;
+        let (mut body, late) = match (told, decision) {
+            (Some(told), decision) => (told, decision),
+            (None, Some(decision)) => (decision, None),
+            (None, None) => return Ok(Some((404, error_body("pending", "it is not decided yet", None)))),
+        };
+        answer::finish(&mut body, 0);
+        body.pop();
+        body.extend_from_slice(b",\"late_decision\":");
+        match late {
+            None => body.extend_from_slice(b"null"),
+            Some(mut decision) => {
+                answer::finish(&mut decision, 0);
+                body.extend_from_slice(&decision);
+            }
+        }
+        body.push(b'}');
+        Ok(Some((200, body)))
+    }
+
+    fn find_event(
+        &self,
+        cycle: &mut Cycle,
+        topic: usize,
+        id: &ArrayRef,
+        addresses: Vec<u64>,
+    ) -> Result<Option<SeenEvent>> {
+        let about = &self.plan.topics[topic];
+        for &address in &addresses {
+            let commit = self.commit(&mut cycle.commits, address)?;
+            for section in commit.sections.iter().filter(|section| *section.topic == *about.name) {
+                let stored = as_defined(&self.plan, topic, &section.batch()?)?;
+                if let Some(row) = find_id(stored.column(about.id), id, 0) {
+                    let offset = section.base_offset as i64 + row as i64;
+                    return Ok(Some(SeenEvent { origin: section.origin, offset, addresses }));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    // Dry runs.
+
+    fn dry_run(&mut self, cycle: &mut Cycle, request: Request) -> Result<()> {
+        let policy = request.target;
+        let Some((batch, waiters)) = self.dry_run_rows(cycle, &request)? else { return Ok(()) };
+        if batch.num_rows() == 0 {
+            return Ok(());
+        }
+        let topic = self.plan.policy_topic(policy);
+        let mut peeked = self.engine.peek(topic, &batch, &[self.plan.policies[policy].features])?;
+        let batch = Batch {
+            offsets: vec![-1; batch.num_rows()],
+            events: Arc::new(batch),
+            features: peeked.features.swap_remove(0),
+            marks: peeked.marks,
+        };
+        let queues: Vec<_> = waiters.into_iter().map(|waiter| vec![waiter]).collect();
+        if let Some(model) = self.plan.policies[policy].model {
+            return self.ask_model(cycle, policy, model, batch, queues, true);
+        }
+        let score = no_score(batch.events.num_rows());
+        let verdicts = self.deciders[policy].decide(&batch.case(&score))?;
+        let told = vec![false; queues.len()];
+        let pending = Pending { policy, batch, waiters: queues, told, started_ns: 0, dry_run: true };
+        self.conclude_dry_run(cycle, &pending, &score, verdicts)
+    }
+
+    /// A dry run's events: one in the body, or a line each; several are gathered under a number of their own.
+    fn dry_run_rows(
+        &mut self,
+        cycle: &mut Cycle,
+        request: &Request,
+    ) -> Result<Option<(RecordBatch, Vec<Waiter>)>> {
+        let topic = self.plan.policy_topic(request.target);
+        if request.kind == Kind::DryRun {
+            let decoded = self.decoders[topic].decode(std::iter::once(request.body.as_slice()));
+            if let Some((_, refusal)) = decoded.refused.first() {
+                cycle.answers.push(refused_answer(request.handle, refusal));
+                return Ok(None);
+            }
+            let waiter = Waiter::One { handle: request.handle, held_ns: request.held_ns, repeat: false };
+            return Ok(Some((decoded.batch, vec![waiter])));
+        }
+        let lines = split_lines(&request.body);
+        let decoded = self.decoders[topic].decode(lines.iter().copied());
+        let number = self.open_dry_run(request, lines.len());
+        for (line, refusal) in &decoded.refused {
+            self.refuse_line(number, *line as usize, refusal_body(refusal));
+        }
+        let waiters =
+            decoded.rows.iter().map(|&line| Waiter::Line { bulk: number, line: line as usize }).collect();
+        Ok(Some((decoded.batch, waiters)))
+    }
+
+    fn conclude_dry_run(
+        &mut self,
+        cycle: &mut Cycle,
+        pending: &Pending,
+        score: &ArrayRef,
+        verdicts: Verdicts,
+    ) -> Result<()> {
+        let table = self.deciders[pending.policy].table(&pending.batch.case(score), &verdicts)?;
+        let writer = &self.writers[&self.policies[pending.policy].decisions];
+        for (row, queue) in pending.waiters.iter().enumerate() {
+            let mut body = Vec::with_capacity(768);
+            writer.write(&mut body, &table, row, Extra { dry_run: true, ..Extra::default() });
+            cycle.finish_all(queue.clone(), body, None);
+        }
+        Ok(())
+    }
+
+    // Deadlines that passed.
+
+    /// Record for every request whose caller was told the fallback what it was told, if its event was taken.
+    fn stage_tells(&mut self, cycle: &mut Cycle) -> Result<()> {
+        let told = std::mem::take(&mut cycle.told);
+        for &handle in &told {
+            if let Some((_, tell)) = self.last.iter().find(|(answered, _)| *answered == handle) {
+                cycle.tells.extend(tell.iter().cloned());
+            }
+        }
+        self.tell_bulk(cycle, &told);
+        self.tell_pending(cycle, &told);
+        for (waiter, _, tell) in &cycle.finished {
+            if let (Waiter::One { handle, repeat: false, .. }, Some(tell)) = (waiter, tell)
+                && told.contains(handle)
+            {
+                cycle.tells.push(tell.clone());
+            }
+        }
+        for tell in std::mem::take(&mut cycle.tells) {
+            self.stage_timeouts(cycle, &tell)?;
+        }
+        Ok(())
+    }
+
+    fn tell_pending(&mut self, cycle: &mut Cycle, told: &HashSet<u64>) {
+        for pending in self.pending.values_mut().filter(|pending| !pending.dry_run) {
+            for (row, queue) in pending.waiters.iter().enumerate() {
+                let waits = queue.iter().any(|waiter| match waiter {
+                    Waiter::One { handle, .. } => told.contains(handle),
+                    Waiter::Line { bulk, .. } => self.bulk.get(bulk).is_some_and(|bulk| bulk.told),
+                });
+                if waits && !pending.told[row] {
+                    pending.told[row] = true;
+                    let rows = vec![(row, pending.batch.offsets[row])];
+                    cycle.tells.push(Tell {
+                        policy: pending.policy,
+                        events: pending.batch.events.clone(),
+                        rows,
+                    });
+                }
+            }
+        }
+    }
+
+    fn stage_timeouts(&mut self, cycle: &mut Cycle, tell: &Tell) -> Result<()> {
+        let about = &self.plan.policies[tell.policy];
+        let id = self.plan.topics[self.plan.policy_topic(tell.policy)].id;
+        let rows: UInt32Array = tell.rows.iter().map(|&(row, _)| row as u32).collect::<Vec<_>>().into();
+        let count = rows.len();
+        let ids = take(tell.events.column(id), &rows)?;
+        let constant =
+            |text: &str| -> ArrayRef { Arc::new(StringArray::from_iter_values(vec![text; count])) };
+        let columns = vec![
+            ids,
+            Arc::new(Int64Array::from_iter_values(tell.rows.iter().map(|&(_, offset)| offset))) as ArrayRef,
+            constant(&about.fallback),
+            constant(&about.version),
+            constant("deadline"),
+        ];
+        let table = RecordBatch::try_new(self.plan.timeouts_schema(tell.policy).arrow(), columns)
+            .map_err(|error| Error::invalid(format!("a timeout does not fit its table: {error}")))?;
+        self.hash_again(cycle, tell.policy, &tell.events, tell.rows.iter().map(|&(row, _)| row));
+        cycle.sections.push(section(self.policies[tell.policy].timeouts, table));
+        self.stats.timeouts += count as u64;
+        Ok(())
+    }
+
+    /// Let the ids of earlier events lead to this commit too.
+    fn hash_again(
+        &self,
+        cycle: &mut Cycle,
+        policy: usize,
+        events: &RecordBatch,
+        rows: impl Iterator<Item = usize>,
+    ) {
+        let topic = &self.plan.topics[self.plan.policy_topic(policy)];
+        let ids = events.column(topic.id);
+        cycle.hashes.extend(rows.map(|row| id_hash(topic, &id_value(ids, row))));
+    }
+
+    // The commit.
+
+    /// Append what the cycle gathered and sync it; the time of the sync in nanoseconds.
+    fn commit_cycle(&mut self, cycle: &mut Cycle) -> Result<u64> {
+        if cycle.sections.is_empty() {
+            return Ok(0);
+        }
+        let committed = self.log.append(&cycle.sections, cycle.now_us)?;
+        let before = self.clock.monotonic_ns();
+        self.log.sync()?;
+        let took = self.clock.monotonic_ns().saturating_sub(before);
+        self.stats.sync_seconds.observe(took as f64 / 1e9);
+        self.stats.commits += 1;
+        for &hash in &cycle.hashes {
+            self.ids.insert(hash, committed.address.0, committed.sequence, cycle.now_us);
+        }
+        self.ids.flushable(self.log.durable())?;
+        Ok(took)
+    }
+
+    fn finish(&mut self, mut cycle: Cycle) -> Vec<Answer> {
+        let now = self.clock.monotonic_ns();
+        self.last.clear();
+        for (waiter, mut body, tell) in std::mem::take(&mut cycle.finished) {
+            match waiter {
+                Waiter::One { handle, held_ns, repeat } => {
+                    answer::finish(&mut body, now.saturating_sub(held_ns));
+                    let tells: Vec<Tell> = tell.into_iter().collect();
+                    self.last.push((handle, tells.clone()));
+                    let flags = if repeat { REPEAT } else { 0 };
+                    cycle.answers.push(Answer { handle, status: 200, body, flags, tells });
+                }
+                Waiter::Line { bulk, line } => {
+                    let held_ns = self.bulk.get(&bulk).map_or(now, |bulk| bulk.held_ns);
+                    answer::finish(&mut body, now.saturating_sub(held_ns));
+                    self.finish_line(bulk, line, body, tell);
+                }
+            }
+        }
+        self.finish_bulk(&mut cycle.answers);
+        cycle.answers
+    }
+
+    /// Say no to one waiter: an answer of its own, or its line of a larger one.
+    pub(super) fn refuse(
+        &mut self,
+        cycle: &mut Cycle,
+        waiter: &Waiter,
+        status: u16,
+        code: &str,
+        message: &str,
+    ) {
+        let body = error_body(code, message, None);
+        match *waiter {
+            Waiter::One { handle, .. } => {
+                cycle.answers.push(Answer { handle, status, body, flags: 0, tells: Vec::new() });
+            }
+            Waiter::Line { bulk, line } => self.refuse_line(bulk, line, body),
+        }
+    }
+
+    /// Why there is no space for what these requests would write, if so.
+    fn room(&mut self, requests: &[Request]) -> Option<String> {
+        let bytes: usize = requests
+            .iter()
+            .map(|request| 2 * request.body.len().min(self.settings.commit_bytes) + 4096)
+            .sum();
+        match self.log.room((bytes + self.settings.commit_bytes) as u64) {
+            Ok(()) => None,
+            Err(error) => Some(error.to_string()),
+        }
+    }
+
+    pub(super) fn full_answer(&self, handle: u64) -> Answer {
+        let message = self.stats.full.as_deref().unwrap_or("no space left");
+        Answer {
+            handle,
+            status: 503,
+            body: error_body("disk_full", message, None),
+            flags: 0,
+            tells: Vec::new(),
+        }
+    }
+
+    fn count_decisions(&mut self, policy: usize, verdicts: &Verdicts) {
+        self.stats.faults += verdicts.faults;
+        let about = &self.plan.policies[policy];
+        let first: usize = self.plan.policies[..policy].iter().map(|each| each.outcomes.len()).sum();
+        debug_assert!(first + about.outcomes.len() <= self.stats.decisions.len());
+        for &outcome in &verdicts.outcomes {
+            self.stats.decisions[first + outcome].2 += 1;
+        }
+    }
+
+    fn refresh_stats(&mut self) {
+        self.stats.queued = self.bulk_queue.len() as u64;
+        self.stats.pending = self.pending.values().map(|pending| pending.waiters.len() as u64).sum();
+        self.stats.log_sequence = self.log.last_sequence();
+        // Walking what the state holds costs time, and its size changes slowly.
+        if self.stats.beat % 64 == 1 {
+            self.stats.state_bytes = self.engine.state_bytes() as u64;
+            self.stats.state_keys = self.engine.state_keys() as u64;
+            self.stats.retained_events = self.engine.retained_events() as u64;
+            let ids = self.ids.stats();
+            self.stats.ids = ids.ids;
+            self.stats.ids_memory_bytes = ids.memory_bytes;
+        }
+    }
+}
+
+impl Cycle {
+    fn new(now_us: i64, told: Told) -> Cycle {
+        Cycle {
+            now_us,
+            sections: Vec::new(),
+            staged: HashMap::new(),
+            groups: Vec::new(),
+            fresh: HashMap::new(),
+            commits: HashMap::new(),
+            hashes: Vec::new(),
+            finished: Vec::new(),
+            answers: Vec::new(),
+            told: told.handles.into_iter().collect(),
+            tells: told.tells,
+        }
+    }
+
+    /// The same body for everyone who waits for it; only the first has asked for the first time.
+    fn finish_all(&mut self, queue: Vec<Waiter>, body: Vec<u8>, tell: Option<Tell>) {
+        let mut queue = queue.into_iter();
+        let first = queue.next().expect("a row has someone who waits for it");
+        for waiter in queue {
+            self.finished.push((waiter, body.clone(), None));
+        }
+        self.finished.push((first, body, tell));
+    }
+}
+
+impl Batch {
+    fn case<'a>(&'a self, score: &'a ArrayRef) -> Case<'a> {
+        Case {
+            events: &self.events,
+            features: &self.features,
+            score,
+            marks: &self.marks,
+            offsets: &self.offsets,
+        }
+    }
+}
+
+impl Waiter {
+    fn repeated(&self) -> Waiter {
+        match *self {
+            Waiter::One { handle, held_ns, .. } => Waiter::One { handle, held_ns, repeat: true },
+            Waiter::Line { bulk, line } => Waiter::Line { bulk, line },
+        }
+    }
+}
+
+/// An id that came as text, in a URL.
+enum ParsedId {
+    Int(i64),
+    Text(String),
+}
+
+impl ParsedId {
+    fn value(&self) -> Id<'_> {
+        match self {
+            ParsedId::Int(id) => Id::Int(*id),
+            ParsedId::Text(id) => Id::Text(id),
+        }
+    }
+
+    fn column(&self) -> ArrayRef {
+        match self {
+            ParsedId::Int(id) => Arc::new(Int64Array::from(vec![*id])),
+            ParsedId::Text(id) => Arc::new(StringArray::from(vec![id.as_str()])),
+        }
+    }
+}
+
+fn parse_id(kind: Type, text: &[u8]) -> Option<ParsedId> {
+    let text = std::str::from_utf8(text).ok()?;
+    match kind {
+        Type::Int64 => text.parse().ok().map(ParsedId::Int),
+        _ => Some(ParsedId::Text(text.into())),
+    }
+}
+
+pub(super) fn decision_writer(schema: &Schema) -> DecisionWriter {
+    DecisionWriter::new(schema, 5..schema.fields.len() - 3)
+}
+
+pub(super) fn section(schema: u32, batch: RecordBatch) -> Section {
+    Section { schema, origin: 0, before: i64::MIN, marks: None, batch }
+}
+
+pub(super) fn fallback_body(plan: &Plan, policy: usize, events: &RecordBatch, row: usize) -> Vec<u8> {
+    let topic = &plan.topics[plan.policy_topic(policy)];
+    let mut id = Vec::new();
+    answer::write_value(&mut id, events.column(topic.id), topic.fields[topic.id].kind, row);
+    let mut body = Vec::new();
+    let about = &plan.policies[policy];
+    answer::write_fallback(&mut body, &id, &about.fallback, &about.version, Some("deadline"));
+    body
+}
+
+/// The new rows of a batch; all of it is the usual case, and costs nothing.
+pub(super) fn take_new(batch: &RecordBatch, seen: &[Seen]) -> Result<RecordBatch> {
+    let rows: Vec<u32> =
+        (0..seen.len() as u32).filter(|&row| matches!(seen[row as usize], Seen::New)).collect();
+    if rows.len() == seen.len() {
+        return Ok(batch.clone());
+    }
+    arrow_select::take::take_record_batch(batch, &UInt32Array::from(rows))
+        .map_err(|error| Error::invalid(format!("could not take rows: {error}")))
+}
+
+fn take(column: &ArrayRef, rows: &UInt32Array) -> Result<ArrayRef> {
+    arrow_select::take::take(column, rows, None)
+        .map_err(|error| Error::invalid(format!("could not take rows: {error}")))
+}
+
+/// Scores as the model's process sends them: little-endian float64, NaN for null; infinite ones are no scores.
+fn read_scores(body: &[u8], rows: usize) -> Option<ArrayRef> {
+    if body.len() != rows * 8 {
+        return None;
+    }
+    let scores = body.chunks_exact(8).map(|bytes| f64::from_le_bytes(bytes.try_into().expect("eight bytes")));
+    Some(Arc::new(Float64Array::from_iter(scores.map(|score| score.is_finite().then_some(score)))))
+}
+
+pub(super) fn refused_answer(handle: u64, refusal: &Refusal) -> Answer {
+    let body = refusal_body(refusal);
+    Answer { handle, status: 422, body, flags: 0, tells: Vec::new() }
+}
+
+pub(super) fn refusal_body(refusal: &Refusal) -> Vec<u8> {
+    error_body(refusal.code, &refusal.to_string(), refusal.field.as_deref())
+}

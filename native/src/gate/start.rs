@@ -1,0 +1,308 @@
+//! Start: the log is recovered, the state restored, the ids found again, and what was left open is closed.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+
+use super::Clock;
+use super::admit::id_hashes;
+use super::core::{Core, PolicyLog, Settings, decision_writer, section};
+use super::stats::Stats;
+use crate::decide::{Case, Decider, no_score};
+use crate::decode::Decoder;
+use crate::disk::Disk;
+use crate::engine::null_columns;
+use crate::error::{Error, Result};
+use crate::follower::{Follower, Incomplete, Progress, as_defined};
+use crate::ids::{self, Ids};
+use crate::log::{self, Address, Catalog, Commit, Log, Reader, Recovery};
+use crate::plan::{Plan, TopicPlan};
+use crate::schema::{Field, Schema};
+
+/// What start found and did.
+pub struct Started {
+    pub recovery: Recovery,
+    /// Commits that were read from the log beyond the snapshot.
+    pub commits: u64,
+    pub events: u64,
+    /// Events that got the fallback because their decision was not in the log.
+    pub undecided: usize,
+    pub incomplete: Vec<Incomplete>,
+    /// Damaged snapshots and id files that were passed over.
+    pub passed_over: Vec<String>,
+}
+
+impl Core {
+    pub fn open(
+        plan: Plan,
+        disk: Arc<dyn Disk>,
+        clock: Arc<dyn Clock>,
+        settings: Settings,
+        log_settings: log::Settings,
+        ids_settings: ids::Settings,
+        progress: Progress,
+    ) -> Result<(Core, Started)> {
+        let plan = Arc::new(plan);
+        let (mut log, recovery) = Log::open(disk.clone(), log_settings, clock.now_us())?;
+        let (topics, policies, changed) = define_all(&plan, &mut log)?;
+        if changed {
+            // The definitions of a changed pipeline take effect with a commit of their own.
+            log.append(&[], clock.now_us())?;
+            log.sync()?;
+        }
+        let mut ids = Ids::open(disk.clone(), ids_settings)?;
+        let mut follower = Follower::open(plan.clone(), disk.clone(), settings.threads, progress)?;
+        let first = follower.sequence;
+        let mut inserter = Inserter { plan: &plan, covered: ids.covered() };
+        inserter.catch_up(&disk, follower.sequence, &mut ids)?;
+        let last = recovery.last_sequence;
+        while follower.advance(1024, |commit| inserter.insert(&mut ids, commit))? > 0 {
+            progress("reading the log", follower.sequence, last);
+        }
+        let mut passed_over = std::mem::take(&mut follower.passed_over);
+        passed_over.extend(ids.damage().iter().map(ToString::to_string));
+        let started = Started {
+            commits: follower.sequence.saturating_sub(first),
+            events: follower.events,
+            undecided: follower.undecided.len(),
+            incomplete: std::mem::take(&mut follower.incomplete),
+            passed_over,
+            recovery,
+        };
+        let mut stats = Stats::new();
+        stats.flush_us = started.recovery.flush_us;
+        stats.state_bytes_max = settings.state_bytes_max as u64;
+        stats.decisions = decision_counters(&plan);
+        let mut core = Core {
+            decoders: Arc::new(decoders(&plan)),
+            deciders: (0..plan.policies.len())
+                .map(|policy| Decider::new(&plan, policy))
+                .collect::<Result<_>>()?,
+            writers: writers(&plan, &policies),
+            bulk: BTreeMap::new(),
+            bulk_queue: VecDeque::new(),
+            bulk_turn: false,
+            pending: BTreeMap::new(),
+            next_number: 1,
+            last: Vec::new(),
+            engine: follower.engine,
+            plan,
+            clock,
+            settings,
+            log,
+            ids,
+            topics,
+            policies,
+            stats,
+        };
+        core.close_open_decisions(&follower.undecided)?;
+        Ok((core, started))
+    }
+
+    /// An event whose decision is not in the log gets the fallback, cause `restart`.
+    fn close_open_decisions(&mut self, undecided: &crate::follower::Undecided) -> Result<()> {
+        let mut commits: BTreeMap<u64, Vec<(usize, i64)>> = BTreeMap::new();
+        for (&(policy, offset), &address) in undecided {
+            commits.entry(address).or_default().push((policy, offset));
+        }
+        let now_us = self.clock.now_us();
+        let (mut sections, mut hashes) = (Vec::new(), Vec::new());
+        for (address, events) in commits {
+            let commit = self.log.read(Address(address))?;
+            for (policy, offset) in events {
+                self.close_open_decision(&commit, policy, offset, &mut sections, &mut hashes)?;
+            }
+        }
+        if sections.is_empty() {
+            return Ok(());
+        }
+        let committed = self.log.append(&sections, now_us)?;
+        self.log.sync()?;
+        self.ids.insert_batch(&hashes, committed.address.0, committed.sequence, now_us);
+        Ok(())
+    }
+
+    fn close_open_decision(
+        &self,
+        commit: &Commit,
+        policy: usize,
+        offset: i64,
+        sections: &mut Vec<log::Section>,
+        hashes: &mut Vec<u64>,
+    ) -> Result<()> {
+        let topic = self.plan.policy_topic(policy);
+        let about = &self.plan.topics[topic];
+        for stored in commit.sections.iter().filter(|section| *section.topic == *about.name) {
+            let row = offset - stored.base_offset as i64;
+            if !(0..stored.rows as i64).contains(&row) {
+                continue;
+            }
+            let events = as_defined(&self.plan, topic, &stored.batch()?)?.slice(row as usize, 1);
+            let columns = &self.plan.features[self.plan.policies[policy].features].columns;
+            let case = Case {
+                events: &events,
+                features: &null_columns(columns, 1),
+                score: &no_score(1),
+                marks: &[0],
+                offsets: &[offset],
+            };
+            let verdicts = self.deciders[policy].fall_back(1, "restart")?;
+            let table = self.deciders[policy].table(&case, &verdicts)?;
+            sections.push(section(self.policies[policy].decisions, table));
+            hashes.extend(id_hashes(about, events.column(about.id)));
+        }
+        Ok(())
+    }
+}
+
+/// Puts the ids of commits that the index's files do not have back into its memory.
+struct Inserter<'a> {
+    plan: &'a Plan,
+    covered: u64,
+}
+
+impl Inserter<'_> {
+    /// The commits between the index's files and the snapshot.
+    fn catch_up(&mut self, disk: &Arc<dyn Disk>, until: u64, ids: &mut Ids) -> Result<()> {
+        if self.covered >= until {
+            return Ok(());
+        }
+        let from = log::seek_sequence(disk.clone(), self.covered + 1)?;
+        let mut reader = Reader::open(disk.clone(), from)?;
+        while let Some(commit) = reader.next()? {
+            if commit.sequence > until {
+                break;
+            }
+            self.insert(ids, &commit)?;
+        }
+        Ok(())
+    }
+
+    fn insert(&self, ids: &mut Ids, commit: &Commit) -> Result<()> {
+        if commit.sequence <= self.covered {
+            return Ok(());
+        }
+        for section in &commit.sections {
+            let Some((topic, id)) = self.id_column(&section.topic) else { continue };
+            let hashes = id_hashes(&self.plan.topics[topic], section.batch()?.column(id));
+            ids.insert_batch(&hashes, commit.address.0, commit.sequence, commit.time_us);
+        }
+        ids.flushable(commit.sequence)
+    }
+
+    /// Whose ids a log topic holds, and in which column: events, decisions and timeouts are all found by the event's id.
+    fn id_column(&self, name: &str) -> Option<(usize, usize)> {
+        if let Some(topic) = self.plan.topics.iter().position(|topic| topic.name == name) {
+            return Some((topic, self.plan.topics[topic].id));
+        }
+        let policy = self.plan.policies.iter().position(|policy| {
+            name.strip_prefix(policy.name.as_str())
+                .is_some_and(|rest| rest == ".decisions" || rest == ".timeouts")
+        })?;
+        Some((self.plan.policy_topic(policy), 0))
+    }
+}
+
+fn decoders(plan: &Plan) -> Vec<Decoder> {
+    plan.topics.iter().map(|topic| Decoder::new(&topic.schema(), topic.id)).collect()
+}
+
+fn writers(plan: &Plan, policies: &[PolicyLog]) -> HashMap<u32, crate::answer::DecisionWriter> {
+    policies
+        .iter()
+        .enumerate()
+        .map(|(policy, kept)| (kept.decisions, decision_writer(&plan.decisions_schema(policy))))
+        .collect()
+}
+
+fn decision_counters(plan: &Plan) -> Vec<(String, String, u64)> {
+    let pairs = plan
+        .policies
+        .iter()
+        .flat_map(|policy| policy.outcomes.iter().map(|outcome| (policy.name.clone(), outcome.clone(), 0)));
+    pairs.collect()
+}
+
+// Definitions.
+
+/// Schema ids of topics and policies, and whether the log did not have all of it yet.
+fn define_all(plan: &Plan, log: &mut Log) -> Result<(Vec<u32>, Vec<PolicyLog>, bool)> {
+    let schemas = log.catalog().schemas().len();
+    let mut changed = false;
+    for topic in &plan.topics {
+        check_topic(topic, log.catalog())?;
+    }
+    let mut topics = Vec::new();
+    for topic in &plan.topics {
+        topics.push(log.define(&topic.name, &topic.schema())?);
+        changed |= note(log, &format!("topic/{}", topic.name), &roles(topic));
+    }
+    let mut policies = Vec::new();
+    for (index, policy) in plan.policies.iter().enumerate() {
+        let decisions_topic = format!("{}.decisions", policy.name);
+        let timeouts_topic = format!("{}.timeouts", policy.name);
+        policies.push(PolicyLog {
+            decisions: log.define(&decisions_topic, &plan.decisions_schema(index))?,
+            timeouts: log.define(&timeouts_topic, &plan.timeouts_schema(index))?,
+            decisions_topic,
+            timeouts_topic,
+        });
+        changed |= note(log, &format!("policy/{}/{}", policy.name, policy.version), &policy.definition);
+    }
+    changed |= log.catalog().schemas().len() > schemas;
+    Ok((topics, policies, changed))
+}
+
+fn note(log: &mut Log, key: &str, text: &str) -> bool {
+    let new = log.catalog().notes().get(key).map(String::as_str) != Some(text);
+    if new {
+        log.note(key, Some(text));
+    }
+    new
+}
+
+/// Which fields have a meaning of their own; exchanging them would misread every stored event.
+fn roles(topic: &TopicPlan) -> String {
+    format!("id={} time={}", topic.fields[topic.id].name, topic.fields[topic.time].name)
+}
+
+/// An added optional field is welcome; anything that would misread the stored events is refused with the difference.
+fn check_topic(topic: &TopicPlan, catalog: &Catalog) -> Result<()> {
+    let Some(stored) = catalog.newest_schema(&topic.name) else { return Ok(()) };
+    let mut differences = differences(&stored.schema, &topic.schema());
+    if let Some(stored) = catalog.notes().get(&format!("topic/{}", topic.name))
+        && *stored != roles(topic)
+    {
+        differences.push(format!("the log has {stored}, the pipeline {}", roles(topic)));
+    }
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(Error::invalid_with(
+        format!("topic \"{}\" would be misread: {}", topic.name, differences.join("; ")),
+        "optional fields may be added; for any other change use a new topic or a new data directory",
+    ))
+}
+
+fn differences(stored: &Schema, defined: &Schema) -> Vec<String> {
+    let mut differences = Vec::new();
+    for old in &stored.fields {
+        match defined.fields.iter().find(|field| field.name == old.name) {
+            None => differences.push(format!("the log has a field {}, the pipeline none", words(old))),
+            Some(new) if new.kind != old.kind || (old.optional && !new.optional) => {
+                differences.push(format!("the log has {}, the pipeline {}", words(old), words(new)));
+            }
+            Some(_) => {}
+        }
+    }
+    for new in &defined.fields {
+        if !new.optional && stored.index(&new.name).is_none() {
+            differences.push(format!("the pipeline has a new field {} that stored events lack", words(new)));
+        }
+    }
+    differences
+}
+
+fn words(field: &Field) -> String {
+    let optional = if field.optional { ", optional" } else { "" };
+    format!("\"{}\" ({}{optional})", field.name, field.kind)
+}

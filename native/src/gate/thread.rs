@@ -1,0 +1,169 @@
+//! The gate's thread, and the boxes between it and the door.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fd::OwnedFd;
+
+use super::core::Core;
+use super::stats::Stats;
+use super::{Answer, MODEL, Request, Told, error_body};
+use crate::answer;
+use crate::decode::Decoder;
+use crate::error::{Error, Result};
+use crate::plan::Plan;
+
+/// A core on a thread of its own. `submit` and `take` never wait for it.
+pub struct Gate {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Shared {
+    inbox: Mutex<Inbox>,
+    wake: Condvar,
+    outbox: Mutex<Vec<Answer>>,
+    /// Readable while the outbox has something new.
+    ready: OwnedFd,
+    stats: Mutex<Stats>,
+    queued: AtomicU64,
+    plan: Arc<Plan>,
+    decoders: Arc<Vec<Decoder>>,
+}
+
+#[derive(Default)]
+struct Inbox {
+    requests: Vec<Request>,
+    told: Told,
+    stop: bool,
+}
+
+impl Gate {
+    pub fn start(core: Core) -> Result<Gate> {
+        let ready = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|error| Error::io("could not make an eventfd", error.into()))?;
+        let shared = Arc::new(Shared {
+            inbox: Mutex::default(),
+            wake: Condvar::new(),
+            outbox: Mutex::default(),
+            ready,
+            stats: Mutex::new(core.stats.clone()),
+            queued: AtomicU64::new(0),
+            plan: core.plan.clone(),
+            decoders: core.decoders.clone(),
+        });
+        let theirs = shared.clone();
+        let thread = std::thread::Builder::new()
+            .name("penstock-gate".into())
+            .spawn(move || run(core, &theirs))
+            .map_err(|error| Error::io("could not start the gate's thread", error))?;
+        Ok(Gate { shared, thread: Mutex::new(Some(thread)) })
+    }
+
+    pub fn ready(&self) -> &OwnedFd {
+        &self.shared.ready
+    }
+
+    pub fn submit(&self, requests: Vec<Request>) {
+        self.shared.queued.fetch_add(requests.len() as u64, Ordering::Relaxed);
+        lock(&self.shared.inbox).requests.extend(requests);
+        self.shared.wake.notify_one();
+    }
+
+    pub fn take(&self) -> Vec<Answer> {
+        std::mem::take(&mut *lock(&self.shared.outbox))
+    }
+
+    /// The door has told this request's caller the fallback.
+    ///
+    /// Where the answer is still in the outbox the core may have forgotten the request, so what was decided goes back to
+    /// it. Both boxes are locked: an answer cannot slip out of sight between them.
+    pub fn told(&self, handle: u64) {
+        let mut outbox = lock(&self.shared.outbox);
+        let mut inbox = lock(&self.shared.inbox);
+        match outbox.iter_mut().find(|answer| answer.handle == handle && answer.flags & MODEL == 0) {
+            Some(answer) => inbox.told.tells.append(&mut answer.tells),
+            None => inbox.told.handles.push(handle),
+        }
+        self.shared.wake.notify_one();
+    }
+
+    /// The answer at a deadline or an overload: the policy's fallback, or why the body is no event.
+    pub fn fallback(&self, policy: usize, body: &[u8], cause: &str, took_ns: u64) -> (u16, Vec<u8>) {
+        let about = &self.shared.plan.policies[policy];
+        match self.shared.decoders[self.shared.plan.policy_topic(policy)].id_text(body) {
+            Err(refusal) => (422, error_body(refusal.code, &refusal.to_string(), refusal.field.as_deref())),
+            Ok(id) => {
+                let mut body = Vec::with_capacity(256);
+                answer::write_fallback(&mut body, &id, &about.fallback, &about.version, Some(cause));
+                answer::finish(&mut body, took_ns);
+                (200, body)
+            }
+        }
+    }
+
+    pub fn stats(&self) -> Stats {
+        let mut stats = lock(&self.shared.stats).clone();
+        stats.queued += self.shared.queued.load(Ordering::Relaxed);
+        stats
+    }
+
+    /// Finish what was submitted and close the log. What was answered last is still to be taken.
+    pub fn stop(&self) -> Result<()> {
+        lock(&self.shared.inbox).stop = true;
+        self.shared.wake.notify_one();
+        let Some(thread) = lock(&self.thread).take() else { return Ok(()) };
+        let ended = thread.join();
+        if ended.is_err() {
+            return Err(Error::invalid("the gate's thread has panicked"));
+        }
+        match self.stats().failed {
+            Some(reason) => Err(Error::invalid(reason)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn run(mut core: Core, shared: &Shared) {
+    let ended = cycles(&mut core, shared).and_then(|()| core.close());
+    if let Err(error) = ended {
+        lock(&shared.stats).failed = Some(error.to_string());
+    }
+    signal(shared);
+}
+
+fn cycles(core: &mut Core, shared: &Shared) -> Result<()> {
+    loop {
+        let (requests, told, stop) = wait(core, shared);
+        let count = requests.len() as u64;
+        if requests.is_empty() && told.is_empty() && !core.busy() && stop {
+            return Ok(());
+        }
+        let answers = core.step(requests, told)?;
+        shared.queued.fetch_sub(count, Ordering::Relaxed);
+        *lock(&shared.stats) = core.stats.clone();
+        if !answers.is_empty() {
+            lock(&shared.outbox).extend(answers);
+            signal(shared);
+        }
+    }
+}
+
+fn wait(core: &Core, shared: &Shared) -> (Vec<Request>, Told, bool) {
+    let mut inbox = lock(&shared.inbox);
+    while inbox.requests.is_empty() && inbox.told.is_empty() && !core.busy() && !inbox.stop {
+        inbox = shared.wake.wait(inbox).unwrap_or_else(PoisonError::into_inner);
+    }
+    (std::mem::take(&mut inbox.requests), std::mem::take(&mut inbox.told), inbox.stop)
+}
+
+fn signal(shared: &Shared) {
+    // A full counter means that the door has been signalled already.
+    let _ = rustix::io::write(&shared.ready, &1u64.to_ne_bytes());
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

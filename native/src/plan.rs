@@ -1,0 +1,140 @@
+//! The compiled pipeline as the core reads it: every name resolved, every type known (`penstock.runtime.plan`).
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::schema::{Field, Schema, Type};
+use crate::windows::StorePlan;
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Plan {
+    pub name: String,
+    pub topics: Vec<TopicPlan>,
+    pub stores: Vec<KeyedPlan>,
+    pub features: Vec<FeaturesPlan>,
+    pub policies: Vec<PolicyPlan>,
+    pub models: Vec<ModelPlan>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct TopicPlan {
+    pub name: String,
+    pub fields: Vec<Field>,
+    /// Index of the field that names an event.
+    pub id: usize,
+    /// Index of the field that says when it happened.
+    pub time: usize,
+    pub retain_us: i64,
+    pub lateness_us: i64,
+    pub ahead_us: i64,
+}
+
+/// What is remembered of one topic by one key.
+#[derive(Clone, Debug, Deserialize)]
+pub struct KeyedPlan {
+    /// Index of the topic whose events are kept.
+    pub source: usize,
+    /// Names of the key's fields, in the source and in every topic that reads.
+    pub key: Vec<String>,
+    /// The typed plans of `plan.filters`, over the source's fields.
+    pub filters: Vec<Value>,
+    pub plan: StorePlan,
+}
+
+/// The columns that are added to a topic's events: reads of stores, then derived ones.
+#[derive(Clone, Debug, Deserialize)]
+pub struct FeaturesPlan {
+    pub topic: usize,
+    /// For each aggregate its store and the read within it.
+    pub reads: Vec<(usize, usize)>,
+    pub derived: Vec<(String, Value)>,
+    /// All of them: the aggregates in the order of `reads`, then the derived ones.
+    pub columns: Vec<Field>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct PolicyPlan {
+    pub name: String,
+    pub features: usize,
+    pub model: Option<usize>,
+    pub within_us: i64,
+    pub fallback: String,
+    /// Strongest first.
+    pub outcomes: Vec<String>,
+    pub default: String,
+    /// In the order in which they decide.
+    pub rules: Vec<RulePlan>,
+    /// The text that decides what the policy says, and its digest.
+    pub definition: String,
+    pub version: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct RulePlan {
+    pub name: String,
+    pub code: String,
+    /// Index into the policy's outcomes.
+    pub outcome: usize,
+    pub when: Value,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct ModelPlan {
+    pub name: String,
+    pub version: String,
+}
+
+impl Plan {
+    pub fn from_json(text: &str) -> Result<Plan> {
+        serde_json::from_str(text)
+            .map_err(|error| Error::invalid(format!("could not read the plan: {error}")))
+    }
+
+    /// The topic about whose events a policy decides.
+    pub fn policy_topic(&self, policy: usize) -> usize {
+        self.features[self.policies[policy].features].topic
+    }
+
+    pub fn decisions_schema(&self, policy: usize) -> Schema {
+        let policy = &self.policies[policy];
+        let features = &self.features[policy.features];
+        let id = &self.topics[features.topic];
+        let mut fields = vec![
+            field("id", id.fields[id.id].kind, false),
+            field("offset", Type::Int64, false),
+            field("outcome", Type::Text, false),
+            field("reasons", Type::Text, false),
+            field("score", Type::Float64, true),
+        ];
+        fields.extend(features.columns.iter().cloned());
+        fields.push(field("policy_version", Type::Text, false));
+        fields.push(field("cause", Type::Text, true));
+        fields.push(field("late", Type::Bool, true));
+        Schema { fields }
+    }
+
+    /// What callers were told at a deadline: beside the decisions, because a decision may come later.
+    pub fn timeouts_schema(&self, policy: usize) -> Schema {
+        let id = &self.topics[self.policy_topic(policy)];
+        Schema {
+            fields: vec![
+                field("id", id.fields[id.id].kind, false),
+                field("offset", Type::Int64, false),
+                field("outcome", Type::Text, false),
+                field("policy_version", Type::Text, false),
+                field("cause", Type::Text, false),
+            ],
+        }
+    }
+}
+
+impl TopicPlan {
+    pub fn schema(&self) -> Schema {
+        Schema { fields: self.fields.clone() }
+    }
+}
+
+fn field(name: &str, kind: Type, optional: bool) -> Field {
+    Field { name: name.into(), kind, optional }
+}

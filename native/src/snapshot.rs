@@ -1,0 +1,197 @@
+//! The engine's state as of one commit, in a file: start is the newest snapshot and the log's tail.
+//!
+//! ```text
+//! snapshots/<sequence>.snapshot = magic ─ length ─ header (JSON) ─ its CRC-32C ─ each store, length first ─ magic again
+//! ```
+//!
+//! The stores carry checksums of their own. A file gets its name only once it is whole and durable.
+
+use std::io::{self, Read as _, Write};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::disk::{Disk, File, Mode};
+use crate::error::{Error, Result};
+use crate::log::Position;
+use crate::windows::StorePlan;
+
+const FOLDER: &str = "snapshots";
+const MAGIC: &[u8; 8] = b"PENSNAP1";
+/// Written and synced in such pieces, so that a decision's own sync never waits long behind them.
+const PIECE_BYTES: usize = 1 << 20;
+const KEPT: usize = 2;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Header {
+    /// The state holds every commit before this place in the log.
+    pub position: Position,
+    pub sequence: u64,
+    pub topics: Vec<TopicTime>,
+    pub stores: Vec<StoredStore>,
+    /// Events that wait for their decision: policy, offset, and the address of their commit.
+    pub undecided: Vec<(String, i64, u64)>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TopicTime {
+    pub name: String,
+    pub newest: Option<i64>,
+}
+
+/// What identifies a store from one start to the next: never its place or a feature's name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StoredStore {
+    pub source: String,
+    pub key: Vec<String>,
+    pub plan: StorePlan,
+}
+
+/// A snapshot that has been opened, its stores not yet read.
+pub struct Snapshot {
+    pub header: Header,
+    pub path: String,
+    input: io::BufReader<FileInput>,
+}
+
+/// The sequences of the snapshots that are there, oldest first.
+pub fn list(disk: &dyn Disk) -> Result<Vec<u64>> {
+    let files = disk.list(FOLDER).map_err(|error| Error::io("could not list the snapshots", error))?;
+    let mut sequences: Vec<u64> = files
+        .iter()
+        .filter_map(|(name, _)| u64::from_str_radix(name.strip_suffix(".snapshot")?, 16).ok())
+        .collect();
+    sequences.sort_unstable();
+    Ok(sequences)
+}
+
+/// Open the newest snapshot that is whole.
+///
+/// A damaged one is passed over with its reason: an older one, or the log, gives the same state.
+pub fn open_newest(disk: &Arc<dyn Disk>, passed_over: &mut Vec<String>) -> Result<Option<Snapshot>> {
+    for sequence in list(disk.as_ref())?.into_iter().rev() {
+        match open(disk, sequence) {
+            Ok(snapshot) => return Ok(Some(snapshot)),
+            Err(error) => passed_over.push(error.to_string()),
+        }
+    }
+    Ok(None)
+}
+
+fn open(disk: &Arc<dyn Disk>, sequence: u64) -> Result<Snapshot> {
+    let path = path(sequence);
+    let file =
+        disk.open(&path, Mode::Read).map_err(|error| Error::io(format!("could not open {path}"), error))?;
+    let mut input = io::BufReader::with_capacity(PIECE_BYTES, FileInput { file, offset: 0 });
+    let damaged = |what: &str| Error::damaged(&path, 0, what);
+    let mut start = [0; 12];
+    input.read_exact(&mut start).map_err(|_| damaged("it ends within its header"))?;
+    let length = u32::from_le_bytes(start[8..].try_into().expect("four bytes")) as usize;
+    if &start[..8] != MAGIC || length > 1 << 30 {
+        return Err(damaged("it does not begin as a snapshot does"));
+    }
+    let mut text = vec![0; length + 4];
+    input.read_exact(&mut text).map_err(|_| damaged("it ends within its header"))?;
+    let crc = u32::from_le_bytes(text[length..].try_into().expect("four bytes"));
+    if crc32c::crc32c(&text[..length]) != crc {
+        return Err(damaged("its header's checksum does not fit"));
+    }
+    let header = serde_json::from_slice(&text[..length]).map_err(|_| damaged("its header cannot be read"))?;
+    Ok(Snapshot { header, path, input })
+}
+
+impl Snapshot {
+    /// The next store's bytes, in the order of the header's stores.
+    pub fn next_store(&mut self) -> Result<Vec<u8>> {
+        let damaged = |path: &str| Error::damaged(path, 0, "it ends within a store");
+        let mut length = [0; 8];
+        self.input.read_exact(&mut length).map_err(|_| damaged(&self.path))?;
+        let length = u64::from_le_bytes(length);
+        let mut bytes = Vec::new();
+        let read = (&mut self.input).take(length).read_to_end(&mut bytes);
+        match read {
+            Ok(count) if count as u64 == length => Ok(bytes),
+            _ => Err(damaged(&self.path)),
+        }
+    }
+}
+
+/// Write a snapshot; `save` writes each store in turn. Older ones beyond two are removed.
+pub fn write(
+    disk: &Arc<dyn Disk>,
+    header: &Header,
+    mut save: impl FnMut(usize, &mut dyn Write) -> Result<()>,
+) -> Result<()> {
+    let path = path(header.sequence);
+    let draft = format!("{FOLDER}/draft");
+    let failed = |error| Error::io(format!("could not write {path}"), error);
+    let file = disk.open(&draft, Mode::Write).map_err(failed)?;
+    let mut output = Output { file, offset: 0, piece: Vec::with_capacity(PIECE_BYTES) };
+    let text = serde_json::to_vec(header).expect("a header is plain data");
+    let mut start = MAGIC.to_vec();
+    start.extend_from_slice(&(text.len() as u32).to_le_bytes());
+    start.extend_from_slice(&text);
+    start.extend_from_slice(&crc32c::crc32c(&text).to_le_bytes());
+    output.write_all(&start).map_err(failed)?;
+    for index in 0..header.stores.len() {
+        let mut bytes = Vec::new();
+        save(index, &mut bytes)?;
+        output.write_all(&(bytes.len() as u64).to_le_bytes()).map_err(failed)?;
+        output.write_all(&bytes).map_err(failed)?;
+    }
+    output.write_all(MAGIC).map_err(failed)?;
+    output.flush().map_err(failed)?;
+    disk.rename(&draft, &path).map_err(failed)?;
+    disk.sync_folder(FOLDER).map_err(failed)?;
+    remove_old(disk.as_ref())
+}
+
+fn remove_old(disk: &dyn Disk) -> Result<()> {
+    let sequences = list(disk)?;
+    for &sequence in &sequences[..sequences.len().saturating_sub(KEPT)] {
+        disk.remove(&path(sequence)).map_err(|error| Error::io("could not remove an old snapshot", error))?;
+    }
+    Ok(())
+}
+
+fn path(sequence: u64) -> String {
+    format!("{FOLDER}/{sequence:016x}.snapshot")
+}
+
+struct FileInput {
+    file: Arc<dyn File>,
+    offset: u64,
+}
+
+impl io::Read for FileInput {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read(self.offset, buffer)?;
+        self.offset += count as u64;
+        Ok(count)
+    }
+}
+
+struct Output {
+    file: Arc<dyn File>,
+    offset: u64,
+    piece: Vec<u8>,
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = bytes.len().min(PIECE_BYTES - self.piece.len());
+        self.piece.extend_from_slice(&bytes[..count]);
+        if self.piece.len() == PIECE_BYTES {
+            self.flush()?;
+        }
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.write(self.offset, &self.piece)?;
+        self.file.sync()?;
+        self.offset += self.piece.len() as u64;
+        self.piece.clear();
+        Ok(())
+    }
+}

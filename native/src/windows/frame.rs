@@ -1,0 +1,85 @@
+//! The frame of a saved state: sections, each with its length before it and its CRC-32C behind it.
+
+use std::io::{Read, Write};
+
+use crate::error::{Error, Result};
+
+const CHUNK: usize = 1 << 16;
+
+/// Writes one section; its length must be known before.
+pub struct Section<'a> {
+    out: &'a mut dyn Write,
+    buffer: Vec<u8>,
+    crc: u32,
+    left: u64,
+}
+
+impl<'a> Section<'a> {
+    pub fn begin(out: &'a mut dyn Write, length: u64) -> Result<Section<'a>> {
+        out.write_all(&length.to_le_bytes()).map_err(cannot_write)?;
+        Ok(Section { out, buffer: Vec::with_capacity(CHUNK + 64), crc: 0, left: length })
+    }
+
+    #[inline]
+    pub fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        self.buffer.extend_from_slice(bytes);
+        if self.buffer.len() >= CHUNK { self.flush() } else { Ok(()) }
+    }
+
+    pub fn end(mut self) -> Result<()> {
+        self.flush()?;
+        assert_eq!(self.left, 0, "a section has the length that was announced");
+        self.out.write_all(&self.crc.to_le_bytes()).map_err(cannot_write)
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.crc = crc32c::crc32c_append(self.crc, &self.buffer);
+        self.left -= self.buffer.len() as u64;
+        self.out.write_all(&self.buffer).map_err(cannot_write)?;
+        self.buffer.clear();
+        Ok(())
+    }
+}
+
+pub fn write_section(out: &mut dyn Write, bytes: &[u8]) -> Result<()> {
+    let mut section = Section::begin(out, bytes.len() as u64)?;
+    section.put(bytes)?;
+    section.end()
+}
+
+/// Reads the next section whole; `limit` bounds what a damaged length can ask for.
+pub fn read_section(input: &mut dyn Read, limit: u64) -> Result<Vec<u8>> {
+    let length = u64::from_le_bytes(read_array(input)?);
+    if length > limit {
+        return Err(damaged("a section is longer than it can be"));
+    }
+    let mut bytes = Vec::new();
+    input
+        .take(length)
+        .read_to_end(&mut bytes)
+        .map_err(|error| Error::io("could not read a saved state", error))?;
+    if bytes.len() as u64 != length {
+        return Err(damaged("it ends within a section"));
+    }
+    if crc32c::crc32c(&bytes) != u32::from_le_bytes(read_array(input)?) {
+        return Err(damaged("a section's checksum does not match"));
+    }
+    Ok(bytes)
+}
+
+fn read_array<const N: usize>(input: &mut dyn Read) -> Result<[u8; N]> {
+    let mut bytes = [0; N];
+    match input.read_exact(&mut bytes) {
+        Ok(()) => Ok(bytes),
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Err(damaged("it ends too early")),
+        Err(error) => Err(Error::io("could not read a saved state", error)),
+    }
+}
+
+pub fn damaged(what: &str) -> Error {
+    Error::damaged("the saved state", 0, what)
+}
+
+fn cannot_write(error: std::io::Error) -> Error {
+    Error::io("could not write the saved state", error)
+}

@@ -1,0 +1,197 @@
+//! Streams of every kind through a store, against the definitions word for word.
+
+use arrow_array::{ArrayRef, BooleanArray};
+
+use super::oracle::{Event, Oracle, Value};
+use super::streams::{Batch, Random, event, kind, plan, value};
+use super::{Pass, Read, Store, StorePlan};
+use crate::schema::Type;
+
+const LATENESS: i64 = 12;
+
+/// A store and the oracle of all that passed it.
+struct Trial {
+    plan: StorePlan,
+    store: Store,
+    oracle: Oracle,
+    random: Random,
+    clock: i64,
+    threads: usize,
+}
+
+impl Trial {
+    fn new(seed: u64) -> Trial {
+        let mut random = Random(seed);
+        let plan = plan(&mut random, 40);
+        Trial::with(plan, random)
+    }
+
+    fn with(plan: StorePlan, random: Random) -> Trial {
+        let types = plan.columns.iter().map(|(_, kind)| *kind).collect();
+        let store = Store::new(plan.clone()).unwrap();
+        Trial { plan, store, oracle: Oracle { types, events: vec![] }, random, clock: 1000, threads: 1 }
+    }
+
+    fn events(&mut self, count: i64, keys: i64) -> Vec<Event> {
+        let rows = 0..count;
+        rows.map(|_| {
+            self.clock += if self.random.chance(2) { self.random.below(60) } else { self.random.below(3) };
+            let late = if self.random.chance(30) { self.random.below(LATENESS) } else { 0 };
+            let time = self.clock - late;
+            event(&mut self.random, &self.plan, time, keys)
+        })
+        .collect()
+    }
+
+    fn step(&mut self) {
+        let count = 1 + self.random.below(12);
+        let events = self.events(count, 6);
+        let insert = self.random.chance(80);
+        let wanted: Vec<usize> = (0..self.plan.reads.len()).filter(|_| self.random.chance(80)).collect();
+        let skip: BooleanArray = events.iter().map(|_| Some(self.random.chance(5))).collect();
+        let batch = Batch::new(&self.plan, &events);
+        let pass = Pass {
+            times: &batch.times,
+            keys: &batch.keys,
+            insert,
+            columns: &batch.columns,
+            filters: &batch.filters,
+            skip: Some(&skip),
+            wanted: &wanted,
+            evict_before: self.clock - LATENESS,
+            threads: self.threads,
+        };
+        let peeked = self.store.peek(&pass).unwrap();
+        self.check(&events, insert, &skip, &wanted, &peeked, false);
+        let passed = self.store.pass(&pass).unwrap();
+        self.check(&events, insert, &skip, &wanted, &passed, true);
+    }
+
+    /// Compares every value; the events then belong to the past, if they were inserted and `moved`.
+    fn check(
+        &mut self,
+        events: &[Event],
+        insert: bool,
+        skip: &BooleanArray,
+        wanted: &[usize],
+        arrays: &[ArrayRef],
+        moved: bool,
+    ) {
+        for (row, event) in events.iter().enumerate() {
+            for (index, array) in wanted.iter().zip(arrays) {
+                let read = &self.plan.reads[*index];
+                let got = value(array, kind(&self.plan, read), row);
+                let want = if skip.value(row) { None } else { self.oracle.read(read, event, insert) };
+                self.compare(read, &got, &want, row);
+            }
+            if moved && insert && !skip.value(row) {
+                self.oracle.events.push(event.clone());
+            }
+        }
+    }
+
+    fn compare(&self, read: &Read, got: &Option<Value>, want: &Option<Value>, row: usize) {
+        let same = match (got, want) {
+            (Some(Value::Float(a)), Some(Value::Float(b))) => (a - b).abs() <= 1e-9 * (1.0 + b.abs()),
+            _ => got == want,
+        };
+        assert!(
+            same,
+            "row {row} of {read:?} on {:?}: got {got:?}, want {want:?}",
+            read.column.map(|c| &self.plan.columns[c])
+        );
+    }
+
+    fn saved(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.store.save(&mut bytes).unwrap();
+        bytes
+    }
+}
+
+#[test]
+fn every_read_of_every_stream_is_what_the_definitions_say() {
+    for seed in 0..60 {
+        println!("seed {seed}");
+        let mut trial = Trial::new(seed);
+        (0..60).for_each(|_| trial.step());
+    }
+}
+
+#[test]
+fn a_restored_state_goes_on_as_if_it_had_never_stopped() {
+    for seed in 100..130 {
+        println!("seed {seed}");
+        let (mut one, mut two) = (Trial::new(seed), Trial::new(seed));
+        for _ in 0..60 {
+            one.step();
+            two.step();
+            if one.random.chance(20) {
+                let saved = two.saved();
+                two.store = Store::load(two.plan.clone(), &mut &saved[..]).unwrap();
+                assert!(saved == two.saved(), "loading and saving again gives other bytes");
+            }
+            two.random.0 = one.random.0;
+            assert!(one.saved() == two.saved(), "the stopped one differs from the other");
+        }
+    }
+}
+
+#[test]
+fn every_flipped_byte_of_a_saved_state_is_refused() {
+    let mut trial = Trial::new(7);
+    (0..10).for_each(|_| trial.step());
+    let saved = trial.saved();
+    for at in 0..saved.len() {
+        let mut bytes = saved.clone();
+        bytes[at] ^= 0x20;
+        assert!(Store::load(trial.plan.clone(), &mut &bytes[..]).is_err(), "byte {at}");
+        assert!(Store::load(trial.plan.clone(), &mut &saved[..at]).is_err(), "cut at {at}");
+    }
+}
+
+#[test]
+fn what_has_left_every_window_is_freed() {
+    let mut random = Random(3);
+    let mut plan = plan(&mut random, 40);
+    plan.reads.retain(|read| read.length_us.is_some());
+    let mut trial = Trial::with(plan, random);
+    (0..50).for_each(|_| trial.step());
+    assert!(trial.store.keys() > 0 && trial.store.retained() > 0);
+    trial.clock += 1000;
+    let nobody = trial
+        .events(1, 1)
+        .into_iter()
+        .map(|mut e| {
+            e.key = None;
+            e
+        })
+        .collect::<Vec<_>>();
+    for _ in 0..20 {
+        let batch = Batch::new(&trial.plan, &nobody);
+        let pass = Pass {
+            times: &batch.times,
+            keys: &batch.keys,
+            insert: false,
+            columns: &[],
+            filters: &[],
+            skip: None,
+            wanted: &[],
+            evict_before: trial.clock,
+            threads: 1,
+        };
+        trial.store.pass(&pass).unwrap();
+    }
+    assert_eq!((trial.store.keys(), trial.store.retained()), (0, 0));
+}
+
+#[test]
+fn a_type_that_an_aggregate_cannot_take_is_refused() {
+    use super::{Aggregate::*, output_type};
+    assert!(output_type(Sum, Some(Type::Text)).is_err());
+    assert!(output_type(Mean, Some(Type::Timestamp)).is_err());
+    assert!(output_type(SinceLast, Some(Type::Int64)).is_err());
+    assert!(output_type(Lag(0), Some(Type::Int64)).is_err());
+    assert!(output_type(Max, None).is_err());
+    assert_eq!(output_type(Sum, Some(Type::Decimal(12, 2))).unwrap(), Type::Decimal(38, 2));
+}

@@ -1,0 +1,1 @@
+"""The demonstration: generated payments, decided by a running service, on the terminal."""

@@ -1,0 +1,1 @@
+"""What users write about streams: keys, windows, features and expressions."""

@@ -1,0 +1,1 @@
+"""Joins the stages: pipelines, plans, the gate and its followers, replay."""

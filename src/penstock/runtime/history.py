@@ -1,0 +1,291 @@
+"""Events of the past as batches: Parquet, CSV and NDJSON files, or a log, in the order in which replay takes them.
+
+The order is event time, then the order of the files, then the row. A file that is sorted so by itself is streamed;
+several files, or one that is not sorted, are brought into order in memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from penstock import _native
+from penstock.errors import InputError
+from penstock.runtime.plan import Plan
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+BATCH_ROWS = 131_072
+TEXT_BYTES = 8 << 20
+REFUSED_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class HistoryFile:
+    """A file of one topic's events."""
+
+    topic: int
+    path: Path
+
+
+@dataclass
+class Refusals:
+    """Rows that do not fit their schema: counted, and the first few worded."""
+
+    count: int = 0
+    shown: list[str] | None = None
+
+    def add(self, path: Path, row: int, why: str) -> None:
+        self.count += 1
+        self.shown = self.shown or []
+        if len(self.shown) < REFUSED_SHOWN:
+            self.shown.append(f"{path}, row {row + 1:,}: {why}")
+
+
+class FileHistory:
+    """The events of files. Iterating gives (topic, record batch) in order.
+
+    Raises `InputError` for a file that cannot be read, and for rows that do not fit unless `skip_invalid`.
+    """
+
+    def __init__(
+        self, plan: Plan, files: Sequence[HistoryFile], *, as_arrived: bool = False, skip_invalid: bool = False
+    ) -> None:
+        self.plan = plan
+        self.files = files
+        self.as_arrived = as_arrived
+        self.skip_invalid = skip_invalid
+        self.refusals = Refusals()
+
+    def rows(self) -> int | None:
+        """How many rows there are, where the files say so themselves."""
+        import pyarrow.parquet as pq
+
+        if any(file.path.suffix != ".parquet" for file in self.files):
+            return None
+        counts: list[int] = [pq.ParquetFile(file.path).metadata.num_rows for file in self.files]
+        return sum(counts)
+
+    def __iter__(self) -> Iterator[tuple[int, pa.RecordBatch]]:
+        if self.as_arrived or (len(self.files) == 1 and self.sorted_by_itself(self.files[0])):
+            for file in self.files:
+                for batch in self.read(file):
+                    yield file.topic, batch
+            return
+        yield from self.merge()
+
+    def sorted_by_itself(self, file: HistoryFile) -> bool:
+        """Whether a Parquet file's times never fall; of the other formats that is only known when they are read."""
+        import numpy as np
+        import pyarrow.parquet as pq
+
+        if file.path.suffix != ".parquet":
+            return False
+        time = self.topic_plan(file)["fields"][self.topic_plan(file)["time"]]["name"]
+        opened = _open(file.path, pq.ParquetFile)
+        if time not in opened.schema_arrow.names:
+            return True  # Reading says what is missing.
+        newest = None
+        for batch in opened.iter_batches(BATCH_ROWS, columns=[time]):
+            times = batch.column(0).to_numpy(zero_copy_only=False)
+            if len(times) == 0:
+                continue
+            if not np.all(times[1:] >= times[:-1]) or (newest is not None and times[0] < newest):
+                return False
+            newest = times[-1]
+        return True
+
+    def merge(self) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """All files in one order; a run of rows of one topic is one batch."""
+        import numpy as np
+        import pyarrow as pa
+
+        tables = [pa.Table.from_batches(list(self.read(file)), self.arrow_schema(file)) for file in self.files]
+        times = np.concatenate([self.times(file, table) for file, table in zip(self.files, tables, strict=True)])
+        # Stable, and the files stand one after the other: equal times keep the order of files, then of rows.
+        order = np.argsort(times, kind="stable")
+        by_topic: dict[int, list[int]] = {}
+        for index, file in enumerate(self.files):
+            by_topic.setdefault(file.topic, []).append(index)
+        topics = np.concatenate(
+            [np.full(table.num_rows, file.topic) for file, table in zip(self.files, tables, strict=True)]
+        )
+        sorted_tables = {
+            topic: _take_sorted(tables, indexes, order, topics, topic) for topic, indexes in by_topic.items()
+        }
+        yield from _runs(sorted_tables, topics[order])
+
+    def read(self, file: HistoryFile) -> Iterator[pa.RecordBatch]:
+        """A file's events with their schema's types, in the file's order."""
+        import pyarrow as pa
+
+        row = 0
+        for batch, rows, refused in self.conformed(file):
+            for index, _, why in refused:
+                self.refusals.add(file.path, row + index, why)
+            if refused and not self.skip_invalid:
+                raise self.invalid()
+            row += rows
+            if batch.num_rows:
+                yield pa.record_batch(batch)
+
+    def invalid(self) -> InputError:
+        shown = "\n".join(self.refusals.shown or [])
+        return InputError(
+            f"the history has rows that do not fit:\n{shown}",
+            hint="mend the file, or leave such rows out with --skip-invalid",
+        )
+
+    def conformed(self, file: HistoryFile) -> Iterator[tuple[_native.Batch, int, list[_native.Refused]]]:
+        topic = self.topic_plan(file)
+        fields = json.dumps(topic["fields"])
+        match file.path.suffix:
+            case ".parquet":
+                raw = _read_parquet(file.path, topic)
+            case ".csv":
+                raw = _read_csv(file.path, topic)
+            case ".ndjson" | ".jsonl":
+                yield from _read_ndjson(file.path, topic, fields)
+                return
+            case suffix:
+                raise InputError(
+                    f"{file.path}: cannot read files that end in {suffix!r}",
+                    hint="there are .parquet, .csv, .ndjson and .jsonl",
+                )
+        for batch in raw:
+            conformed, refused = _conform(file.path, batch, fields)
+            yield conformed, batch.num_rows, refused
+
+    def topic_plan(self, file: HistoryFile) -> dict[str, Any]:
+        plan: dict[str, Any] = self.plan.document["topics"][file.topic]
+        return plan
+
+    def arrow_schema(self, file: HistoryFile) -> pa.Schema:
+        import pyarrow as pa
+
+        topic = list(self.plan.pipeline.topics.values())[file.topic]
+        return pa.schema(
+            [pa.field(each.name, each.type.to_arrow(), each.optional) for each in topic.schema.fields]
+        )
+
+    def times(self, file: HistoryFile, table: pa.Table) -> np.ndarray[Any, Any]:
+        column = table.column(self.topic_plan(file)["time"])
+        times: np.ndarray[Any, Any] = column.cast("int64").to_numpy()
+        return times
+
+
+class LogHistory:
+    """The events of a data directory's log, in the log's own order."""
+
+    def __init__(self, plan: Plan, data: Path) -> None:
+        if not (data / "log").is_dir():
+            raise InputError(f"{data} is not a data directory: it has no log")
+        self.plan = plan
+        self.reader = _native.LogReader(str(data))
+        self.refusals = Refusals()
+
+    def rows(self) -> int | None:
+        return None
+
+    def __iter__(self) -> Iterator[tuple[int, pa.RecordBatch]]:
+        import pyarrow as pa
+
+        topics = {topic["name"]: index for index, topic in enumerate(self.plan.document["topics"])}
+        fields = [json.dumps(topic["fields"]) for topic in self.plan.document["topics"]]
+        while (sections := self.reader.next()) is not None:
+            for name, _, _, _, batch in sections:
+                if name in topics:
+                    index = topics[name]
+                    conformed, _ = _native.conform(batch, fields[index], True)
+                    yield index, pa.record_batch(conformed)
+
+
+def _take_sorted(
+    tables: list[pa.Table], indexes: list[int], order: Any, topics: Any, topic: int
+) -> pa.Table:
+    """The rows of one topic in the common order."""
+    import numpy as np
+    import pyarrow as pa
+
+    starts = np.cumsum([0, *(table.num_rows for table in tables)])
+    own = np.concatenate([np.arange(starts[index], starts[index + 1]) for index in indexes])
+    wanted = order[topics[order] == topic]
+    places = np.searchsorted(own, wanted)
+    return pa.concat_tables([tables[index] for index in indexes]).take(pa.array(places))
+
+
+def _runs(tables: dict[int, pa.Table], topics: Any) -> Iterator[tuple[int, pa.RecordBatch]]:
+    import numpy as np
+
+    edges = np.flatnonzero(np.diff(topics)) + 1
+    taken = dict.fromkeys(tables, 0)
+    for start, end in zip([0, *edges], [*edges, len(topics)], strict=True):
+        if start == end:
+            continue
+        topic = int(topics[start])
+        run = tables[topic].slice(taken[topic], int(end - start))
+        taken[topic] += int(end - start)
+        for batch in run.combine_chunks().to_batches(max_chunksize=BATCH_ROWS):
+            yield topic, batch
+
+
+def _read_parquet(path: Path, topic: dict[str, Any]) -> Iterator[pa.RecordBatch]:
+    import pyarrow.parquet as pq
+
+    opened = _open(path, pq.ParquetFile)
+    names = [field["name"] for field in topic["fields"] if field["name"] in opened.schema_arrow.names]
+    yield from opened.iter_batches(BATCH_ROWS, columns=names)
+
+
+def _read_csv(path: Path, topic: dict[str, Any]) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+    from pyarrow import csv
+
+    kinds = {"text": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
+    types = {
+        field["name"]: kinds.get(field["type"], pa.string()) if isinstance(field["type"], str) else pa.string()
+        for field in topic["fields"]
+        if field["type"] != "timestamp"
+    }
+    options = csv.ConvertOptions(column_types=types, strings_can_be_null=True, quoted_strings_can_be_null=False)
+    blocks = csv.ReadOptions(block_size=TEXT_BYTES)
+    opened = _open(path, lambda path: csv.open_csv(path, read_options=blocks, convert_options=options))
+    try:
+        yield from opened
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _read_ndjson(
+    path: Path, topic: dict[str, Any], fields: str
+) -> Iterator[tuple[_native.Batch, int, list[_native.Refused]]]:
+    decoder = _native.JsonDecoder(fields, topic["id"])
+    with _open(path, lambda path: path.open("rb")) as file:
+        while lines := file.readlines(TEXT_BYTES):
+            batch, refused = decoder.decode_lines(b"".join(lines))
+            yield batch, batch.num_rows + len(refused), refused
+
+
+def _conform(path: Path, batch: pa.RecordBatch, fields: str) -> tuple[_native.Batch, list[_native.Refused]]:
+    from penstock.errors import PenstockError
+
+    try:
+        return _native.conform(batch, fields, True)
+    except PenstockError as error:
+        raise InputError(f"{path}: {error.message}", hint=error.hint) from None
+
+
+def _open(path: Path, opener: Any) -> Any:
+    import pyarrow as pa
+
+    try:
+        return opener(path)
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}") from None
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"could not read {path}: {error}") from None

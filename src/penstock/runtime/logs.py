@@ -1,0 +1,96 @@
+"""Looking into a data directory, whether or not a service writes it: topics, rows, exports, damage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from penstock import _native
+from penstock.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FOLLOW_S = 0.2
+
+
+def read_catalog(data: Path) -> dict[str, Any]:
+    """Topics with their next offset and fields, and the notes, as of the log's end."""
+    _check_data(data)
+    reader = _native.LogReader(str(data))
+    while reader.next() is not None:
+        pass
+    catalog: dict[str, Any] = json.loads(reader.catalog())
+    return catalog
+
+
+def tail_rows(
+    data: Path,
+    topic: str,
+    *,
+    lines: int,
+    offset: int | None,
+    follow: bool,
+    sleep: Callable[[float], None],
+) -> Iterator[str]:
+    """JSON lines of a topic's newest rows, or of those from an offset on; with `follow` it never ends."""
+    if offset is None:
+        offset = max(_topic(data, topic)["next_offset"] - lines, 0)
+    else:
+        _topic(data, topic)
+    reader = _native.LogReader(str(data), topic, offset)
+    while True:
+        while (sections := reader.next()) is not None:
+            for *_, batch in sections:
+                yield _native.rows_json(batch)
+        if not follow:
+            return
+        sleep(FOLLOW_S)
+
+
+def export_topic(data: Path, topic: str, target: Path) -> int:
+    """Write a topic's rows, with their offsets and commit times, to a Parquet file; how many there were."""
+    from penstock.runtime.replay import write_parquet
+
+    _topic(data, topic)
+    return write_parquet(_with_places(_native.LogReader(str(data), topic, 0)), target)
+
+
+def verify_log(data: Path) -> dict[str, Any]:
+    """Every frame of every file checked."""
+    _check_data(data)
+    report: dict[str, Any] = json.loads(_native.verify(str(data)))
+    return report
+
+
+def _with_places(reader: _native.LogReader) -> Iterator[pa.RecordBatch]:
+    import numpy as np
+    import pyarrow as pa
+
+    while (sections := reader.next()) is not None:
+        for _, base_offset, time_us, _, rows in sections:
+            batch = pa.record_batch(rows)
+            offsets = pa.array(np.arange(base_offset, base_offset + batch.num_rows, dtype=np.int64))
+            times = pa.array(np.full(batch.num_rows, time_us, dtype=np.int64)).cast(pa.timestamp("us", tz="UTC"))
+            names = ["_offset", "_committed_at", *batch.schema.names]
+            placed = pa.RecordBatch.from_arrays([offsets, times, *batch.columns], names=names)
+            yield placed
+
+
+def _topic(data: Path, topic: str) -> dict[str, Any]:
+    topics = read_catalog(data)["topics"]
+    for each in topics:
+        if each["name"] == topic:
+            found: dict[str, Any] = each
+            return found
+    names = ", ".join(each["name"] for each in topics) or "none"
+    raise InputError(f'the log in {data} has no topic "{topic}"', hint=f"there are: {names}")
+
+
+def _check_data(data: Path) -> None:
+    if not (data / "log").is_dir():
+        raise InputError(
+            f"{data} is not a data directory: it has no log", hint="give the directory of the service with --data"
+        )

@@ -1,0 +1,149 @@
+"""The process that runs one model: rows come in over a socket, scores go out.
+
+    python -m penstock.runtime.model_worker APP MODEL FD
+
+It exists so that nothing a user's function does (sleep, raise, crash, keep the GIL) can reach an
+answer's time. It ends with its parent, whichever way that ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from penstock.runtime.frames import (
+    FAILED,
+    LENGTH_BYTES,
+    SCORES,
+    WARM_UP,
+    Part,
+    decode,
+    encode,
+    frame_length,
+)
+
+if TYPE_CHECKING:
+    import polars as pl
+
+Score = Callable[["pl.DataFrame"], "pl.Series"]
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(arguments: list[str]) -> None:
+    app, model, descriptor = arguments
+    with socket.socket(fileno=int(descriptor)) as gate:
+        live_with_parent(gate)
+        function = load_function(Path(app), model)
+        gate.sendall(encode([(WARM_UP, SCORES, b"")]))
+        serve_batches(gate, function)
+
+
+def live_with_parent(gate: socket.socket) -> None:
+    """End when the gate does, and not before: a signal to the group is the gate's to handle."""
+    os.set_inheritable(gate.fileno(), False)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # Whatever the function prints must not be taken for what the gate says.
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+
+def load_function(app: Path, model: str) -> Score:
+    """The function that the user's file registers under this name."""
+    from penstock.runtime.app import load_app
+
+    return load_app(app).models[model].function
+
+
+def serve_batches(gate: socket.socket, function: Score) -> None:
+    """Score frame after frame until the gate closes its end."""
+    while (rest := read_frame(gate)) is not None:
+        gate.sendall(encode(score_parts(list(decode(rest)), function)))
+
+
+def read_frame(gate: socket.socket) -> bytes | None:
+    head = read_exactly(gate, LENGTH_BYTES)
+    return None if head is None else read_exactly(gate, frame_length(head))
+
+
+def read_exactly(gate: socket.socket, size: int) -> bytes | None:
+    """So many bytes, or None where the gate has closed its end."""
+    buffer = bytearray(size)
+    view, start = memoryview(buffer), 0
+    while start < size:
+        count = gate.recv_into(view[start:])
+        if count == 0:
+            return None
+        start += count
+    return bytes(buffer)
+
+
+def score_parts(parts: list[Part], function: Score) -> list[Part]:
+    """Score all batches in one call; if that fails each alone: a bad row costs only its own."""
+    import polars as pl
+
+    try:
+        frames = [pl.read_ipc_stream(rows) for _, _, rows in parts]
+        scores = score(pl.concat(frames), function)
+    except Exception as error:
+        if len(parts) > 1:
+            return [part for one in parts for part in score_parts([one], function)]
+        return [(parts[0][0], FAILED, describe(error).encode())]
+    return [
+        (number, SCORES, piece)
+        for (number, _, _), piece in zip(parts, cut(scores, frames), strict=True)
+    ]
+
+
+def cut(scores: bytes, frames: list[pl.DataFrame]) -> list[bytes]:
+    """The scores of each frame, at 8 bytes a row."""
+    pieces, start = [], 0
+    for frame in frames:
+        end = start + 8 * frame.height
+        pieces.append(scores[start:end])
+        start = end
+    return pieces
+
+
+def score(frame: pl.DataFrame, function: Score) -> bytes:
+    """The function's answer as little-endian float64s, NaN for null.
+
+    Raises `WrongAnswerError` where it is not one number a row.
+    """
+    import numpy as np
+    import polars as pl
+
+    scores = function(frame)
+    if not isinstance(scores, pl.Series):
+        raise WrongAnswerError(f"the model returned {type(scores).__name__}, not a polars Series")
+    if not scores.dtype.is_numeric():
+        raise WrongAnswerError(f"the model returned a Series of {scores.dtype}, not of numbers")
+    if len(scores) != frame.height:
+        raise WrongAnswerError(f"the model returned {len(scores)} scores for {frame.height} rows")
+    numbers = scores.cast(pl.Float64).fill_null(float("nan")).to_numpy()
+    return np.where(np.isfinite(numbers), numbers, np.nan).astype("<f8", copy=False).tobytes()
+
+
+class WrongAnswerError(Exception):
+    """The function returned something else than scores; the message holds no values."""
+
+
+def describe(error: Exception) -> str:
+    """What went wrong and where, not in the error's own words: those may hold an event's values."""
+    if isinstance(error, WrongAnswerError):
+        return str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{place}"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,74 @@
+"""Whether the process lives, and whether it should be sent anything: two different questions.
+
+A process that lives and whose gate stands still must say so itself; from outside both look running.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from time import monotonic_ns
+from typing import Any
+
+from penstock.runtime.models import Models
+from penstock.serve.answers import error_body
+from penstock.serve.http import Door
+
+WARN_FROM = 0.8
+
+
+class Health:
+    """`GET /healthz` and `GET /readyz`."""
+
+    def __init__(self, *, door: Door, models: Models) -> None:
+        self._door = door
+        self._models = models
+        self._beat = -1
+        self._moved_ns = monotonic_ns()
+
+    def alive(self) -> tuple[int, bytes, int]:
+        return 200, b'{"alive": true}', 0
+
+    def ready(self) -> tuple[int, bytes, int]:
+        stats = self._door.relay.core_stats()
+        reasons = list(self._reasons(stats))
+        if reasons:
+            return 503, error_body("not_ready", "; ".join(reasons), reasons=reasons), 0
+        return 200, json.dumps({"ready": True, "warnings": list(warnings(stats))}).encode(), 0
+
+    def watch(self, now_ns: int) -> None:
+        """Notice whether the core moves; called with every tick."""
+        if self._door.relay.pending:
+            self._note(self._door.relay.core_stats(), now_ns)
+        else:
+            self._moved_ns = now_ns
+
+    def _note(self, stats: dict[str, Any], now_ns: int) -> None:
+        if stats["beat"] != self._beat or not self._door.relay.pending:
+            self._beat = stats["beat"]
+            self._moved_ns = now_ns
+
+    def _reasons(self, stats: dict[str, Any]) -> Iterator[str]:
+        now_ns = monotonic_ns()
+        self._note(stats, now_ns)
+        if self._door.stopping:
+            yield "the gate is stopping"
+        if now_ns - self._moved_ns > self._door.settings.stuck_s * 1e9:
+            waiting = len(self._door.relay.pending)
+            still_s = (now_ns - self._moved_ns) / 1e9
+            yield f"the gate has stood still for {still_s:.0f} s with {waiting:,} requests waiting"
+        if stats["failed"] is not None:
+            yield f"the gate has ended: {stats['failed']}"
+        if stats["full"] is not None:
+            yield f"nothing is taken at present: {stats['full']}"
+        if 0 < stats["state_bytes_max"] <= stats["state_bytes"]:
+            yield "the state is full: new keys get the fallback"
+        for worker in self._models.workers:
+            if not worker.ready:
+                yield f'model "{worker.spec.name}" is not up'
+
+
+def warnings(stats: dict[str, Any]) -> Iterator[str]:
+    size, limit = stats["state_bytes"], stats["state_bytes_max"]
+    if limit and size >= WARN_FROM * limit:
+        yield f"the state is {size / limit:.0%} full"

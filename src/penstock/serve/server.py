@@ -1,0 +1,263 @@
+"""The life of the doors: core, models, listening, and an orderly end.
+
+A signal ends it: no new connections, then the answers to what is held, then the core's last sync.
+Each step has its bound, so that stopping always ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import resource
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from time import monotonic, monotonic_ns, time
+
+from penstock.errors import PenstockError, SettingsError
+from penstock.runtime.models import PROGRAM, ModelLimits, Models
+from penstock.serve.answers import Answers
+from penstock.serve.core import Gate
+from penstock.serve.health import Health
+from penstock.serve.http import Door
+from penstock.serve.metrics import Metrics
+from penstock.serve.relay import Relay
+from penstock.serve.routes import Routes
+from penstock.serve.settings import Doors, DoorSettings, check_loopback
+
+logger = logging.getLogger("penstock.serve")
+
+BACKLOG = 1_024
+TICK_S_MAX = 1.0
+DRAIN_STEP_S = 0.005
+# After the core has stopped, how long its last answers may take to leave.
+LAST_WRITES_S = 1.0
+# What the process opens beside its connections: the log's files, the models' sockets, the rest.
+OTHER_FILES = 512
+
+Listening = Callable[[str, int], None]
+
+
+def run(
+    core: Gate, doors: Doors, settings: DoorSettings, *, listening: Listening | None = None
+) -> None:
+    """Serve until a signal, as this process's main task."""
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        # What was made by now stays: a collection that walks it would hold every answer back.
+        gc.collect()
+        gc.freeze()
+        runner.run(serve(core, doors, settings, listening=listening))
+
+
+async def serve(
+    core: Gate,
+    doors: Doors,
+    settings: DoorSettings,
+    *,
+    listening: Listening | None = None,
+    stop: asyncio.Event | None = None,
+    model_program: Sequence[str] = PROGRAM,
+) -> None:
+    """Answer HTTP until SIGTERM or SIGINT, then end in order; a second signal waits for no answers.
+
+    `listening` is called with host and port once calls are taken. Where `stop` is given it ends the
+    doors, and signals are left alone. Raises `SettingsError` for an address that cannot be listened
+    on, and what the core raised if it was lost.
+    """
+    check_loopback(settings.host)
+    connections_max = allow_connections(settings.connections_max)
+    settings = replace(settings, connections_max=connections_max)
+    server = Server(core, doors, settings, model_program)
+    with stop_signals(stop) as (stop, hurry):
+        await server.live(listening or _nobody, stop=stop, hurry=hurry)
+
+
+class Server:
+    """The parts of the doors, and their common life."""
+
+    def __init__(
+        self, core: Gate, doors: Doors, settings: DoorSettings, model_program: Sequence[str]
+    ) -> None:
+        routes = Routes(doors, settings)
+        limits = ModelLimits(
+            settings.model_start_s, settings.model_batch_s, settings.model_queue_max
+        )
+        self._core = core
+        self._settings = settings
+        self._answers = Answers()
+        self._relay = relay = Relay(core, routes, settings, self._answers)
+        self._models = Models(doors.models, limits, scored=relay.scored, program=model_program)
+        self._door = Door(settings, routes=routes, relay=relay)
+        self._health = Health(door=self._door, models=self._models)
+        metrics = Metrics(door=self._door, routes=routes, models=self._models)
+        self._door.pages = {
+            routes.metrics: metrics.page,
+            routes.healthz: self._health.alive,
+            routes.readyz: self._health.ready,
+        }
+        self._tick_s = min(
+            TICK_S_MAX,
+            min(settings.request_s, settings.idle_s, settings.write_s, settings.stuck_s) / 4,
+        )
+        self._ticking: asyncio.TimerHandle | None = None
+
+    async def live(
+        self, listening: Listening, *, stop: asyncio.Event, hurry: asyncio.Event
+    ) -> None:
+        listener = await self._bind()
+        try:
+            self._open(stop)
+            await listener.start_serving()
+            listening(*listener.sockets[0].getsockname()[:2])
+            await stop.wait()
+            listener.close()
+            await self._drain(hurry)
+        finally:
+            listener.close()
+            self._close()
+
+    async def _bind(self) -> asyncio.Server:
+        loop = asyncio.get_running_loop()
+        host, port = self._settings.host, self._settings.port
+        try:
+            return await loop.create_server(
+                self._door.connect, host, port, backlog=BACKLOG, start_serving=False
+            )
+        except OSError as error:
+            raise SettingsError(
+                f"cannot listen on {host}, port {port}: {error.strerror}",
+                hint="another process may be listening there; choose another port",
+            ) from None
+
+    def _open(self, stop: asyncio.Event) -> None:
+        self._relay.open(self._core.start(), self._models.score)
+        self._relay.failed.add_done_callback(lambda _: stop.set())
+        self._models.start()
+        self._tick()
+
+    async def _drain(self, hurry: asyncio.Event) -> None:
+        """Answer what is held, then have the core end; raises what the core was lost with."""
+        logger.info("stopping: answering what is held")
+        relay = self._relay
+        self._door.stop()
+        await self._wait_for_answers(self._settings.drain_s, hurry)
+        # Batches that are still at a model fail now, so that the core can decide without it.
+        self._models.stop()
+        relay.submit()
+        if not relay.failed.done():
+            await stop_core(self._core, self._settings.stop_s)
+            relay.deliver_taken()
+        relay.abandon()
+        await self._wait_for_answers(LAST_WRITES_S, hurry)
+        if relay.failed.done():
+            relay.failed.result()
+
+    async def _wait_for_answers(self, limit_s: float, hurry: asyncio.Event) -> None:
+        until_s = monotonic() + limit_s
+        while monotonic() < until_s and not (hurry.is_set() or self._relay.failed.done()):
+            if not (self._relay.pending or self._door.busy()):
+                return
+            await asyncio.sleep(DRAIN_STEP_S)
+
+    def _close(self) -> None:
+        self._models.stop()
+        self._relay.close()
+        self._door.abort()
+        if self._ticking is not None:
+            self._ticking.cancel()
+
+    def _tick(self) -> None:
+        """What need not be exact: dates, and the ends of what takes too long."""
+        self._ticking = asyncio.get_running_loop().call_later(self._tick_s, self._tick)
+        now_ns = monotonic_ns()
+        self._answers.set_date(time())
+        self._door.check(now_ns)
+        try:
+            self._health.watch(now_ns)
+        except Exception as error:
+            self._relay.fail(error)
+
+
+async def stop_core(core: Gate, limit_s: float) -> None:
+    """Have the core end, on a thread of its own, while the loop hands out the last answers.
+
+    Raises `PenstockError` if it takes longer than `limit_s`.
+    """
+    loop = asyncio.get_running_loop()
+    stopped: asyncio.Future[None] = loop.create_future()
+
+    def stop() -> None:
+        outcome: Exception | None
+        try:
+            core.stop()
+        except Exception as error:
+            outcome = error
+        else:
+            outcome = None
+        # Where the core took too long the loop may have ended by now.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(_settle, stopped, outcome)
+
+    # A daemon, so that a core that hangs cannot keep the process.
+    threading.Thread(target=stop, name="stop the core", daemon=True).start()
+    try:
+        await asyncio.wait_for(stopped, limit_s)
+    except TimeoutError:
+        raise PenstockError(
+            f"the core did not stop within {limit_s:g} s",
+            hint="nothing that was answered is lost; the next start reads the log's tail again",
+        ) from None
+
+
+def _settle(future: asyncio.Future[None], error: Exception | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)
+
+
+@contextmanager
+def stop_signals(
+    stop: asyncio.Event | None,
+) -> Iterator[tuple[asyncio.Event, asyncio.Event]]:
+    """Events for the first signal to stop and the second; only `stop` where that is given."""
+    hurry = asyncio.Event()
+    if stop is not None:
+        yield stop, hurry
+        return
+    stop = first = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGTERM, signal.SIGINT)
+    for number in signals:
+        loop.add_signal_handler(number, lambda: (hurry if first.is_set() else first).set())
+    try:
+        yield stop, hurry
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+
+def allow_connections(wanted: int) -> int:
+    """How many connections there may be, so that they cannot use up the files the log needs."""
+    files = wanted + OTHER_FILES
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY:
+        files = min(files, most)
+    if allowed != resource.RLIM_INFINITY and allowed < files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
+    if files - OTHER_FILES < wanted:
+        connections = max(files - OTHER_FILES, files // 2)
+        logger.warning("at most %d connections: the process may open %d files", connections, files)
+        return connections
+    return wanted
+
+
+def _nobody(host: str, port: int) -> None:
+    """Nobody asked to be told."""

@@ -1,0 +1,175 @@
+"""`penstock run`: one data directory, its gate, its doors and its followers, from start to an orderly end."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from penstock import _native
+from penstock.clock import duration_text
+from penstock.errors import SettingsError
+from penstock.runtime.app import load_app
+from penstock.runtime.followers import Follower
+from penstock.runtime.models import ModelSpec
+from penstock.runtime.plan import Plan, compile_plan
+from penstock.serve.server import run
+from penstock.serve.settings import Doors, DoorSettings, PolicyDoor, TopicDoor, check_loopback
+from penstock.settings import Settings
+
+logger = logging.getLogger("penstock")
+
+MEMORY_IDS = 1_000_000
+DAY_US = 86_400_000_000
+
+Say = Callable[[str], None]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Service:
+    """What `penstock run` runs."""
+
+    app: Path
+    plan: Plan
+    settings: Settings
+
+    @staticmethod
+    def load(app: Path, settings: Settings) -> Service:
+        """Load and compile the app. Raises `DefinitionError` and `SettingsError`."""
+        check_loopback(settings["host"])
+        return Service(app, compile_plan(load_app(app)), settings)
+
+    def run(self, *, say: Say, progress: Progress) -> None:
+        """Until a signal. Raises `LockedError` where another process has the directory, and other `LogError`s."""
+        started = monotonic()
+        data: Path = self.settings["data"]
+        data.mkdir(parents=True, exist_ok=True)
+        lock = _native.Lock(str(data))
+        gate = _native.Gate(self.plan.to_json(), str(data), core_settings(self.settings), progress)
+        self.report(json.loads(gate.started), say)
+        snapshotter = self.snapshotter()
+        snapshotter.start()
+
+        def listening(host: str, port: int) -> None:
+            say(f"ready after {monotonic() - started:.2f} s: http://{host}:{port}")
+
+        try:
+            run(gate, self.doors(), door_settings(self.settings), listening=listening)
+        finally:
+            snapshotter.stop()
+            del lock
+
+    def report(self, started: dict[str, Any], say: Say) -> None:
+        """Say what start found."""
+        say(f"data in {self.settings['data']}; a flush to its disk takes {started['flush_us'] / 1000:.2f} ms")
+        if started["commits"]:
+            say(f"read {started['commits']:,} commits with {started['events']:,} events from the log's tail")
+        if started["cut_bytes"]:
+            say(f"cut {started['cut_bytes']:,} bytes of an unacknowledged commit from the log's end")
+        if started["undecided"]:
+            say(f"{started['undecided']:,} events without a decision got their policy's fallback")
+        for reason in started["passed_over"]:
+            logger.warning("passed over: %s", reason)
+        for feature in started["incomplete"]:
+            since = feature["complete_from_us"]
+            when = "once the log reaches back far enough" if since is None else f"for events from {_time(since)} on"
+            logger.warning('feature "%s" is complete %s', feature["feature"], when)
+        self.warn_of_short_retention()
+
+    def warn_of_short_retention(self) -> None:
+        retention = self.settings["retention"]
+        spans = [
+            (read["length_us"] or 0) + read["delay_us"]
+            for store in self.plan.document["stores"]
+            for read in store["plan"]["reads"]
+        ]
+        if retention is not None and spans and retention < max(spans):
+            logger.warning(
+                "the log is kept for %s and the longest window needs %s: a changed feature cannot be rebuilt from it",
+                duration_text(retention),
+                duration_text(max(spans)),
+            )
+
+    def snapshotter(self) -> Follower:
+        settings = self.settings
+        arguments = [str(settings["data"]), str(settings["snapshot_every"]), settings["diagnostics"], settings["level"]]
+        return Follower("penstock.runtime.snapshotter", arguments, self.plan.to_json())
+
+    def doors(self) -> Doors:
+        document = self.plan.document
+        policies = tuple(
+            PolicyDoor(policy["name"], index, policy["within_us"] / 1e6, policy["on_overload"])
+            for index, policy in enumerate(document["policies"])
+        )
+        topics = tuple(TopicDoor(topic["name"], index) for index, topic in enumerate(document["topics"]))
+        models = tuple(self.model(index, model["name"]) for index, model in enumerate(document["models"]))
+        return Doors(policies, topics, models)
+
+    def model(self, index: int, name: str) -> ModelSpec:
+        policies = [each for each in self.plan.document["policies"] if each["model"] == index]
+        within = min((policy["within_us"] for policy in policies), default=1_000_000)
+        warm_up = self.warm_up(policies[0]["features"]) if policies else b""
+        return ModelSpec(name, self.app.resolve(), within / 1e6, warm_up)
+
+    def warm_up(self, features: int) -> bytes:
+        """No rows, with the columns that a model's batches have."""
+        import pyarrow as pa
+
+        from penstock.schema import Type
+
+        columns = self.plan.document["features"][features]
+        fields = self.plan.document["topics"][columns["topic"]]["fields"] + columns["columns"]
+        schema = pa.schema([(field["name"], Type.from_json(field["type"]).to_arrow()) for field in fields])
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, schema) as writer:
+            writer.write_batch(pa.RecordBatch.from_pylist([], schema))
+        body: bytes = sink.getvalue().to_pybytes()
+        return body
+
+
+def core_settings(settings: Settings, **changed: Any) -> str:
+    """The core's part of the settings, as it reads them."""
+    return json.dumps(
+        {
+            "state_bytes": settings["state_bytes"],
+            "commit_bytes": settings["commit_bytes"],
+            "segment_bytes": settings["segment_bytes"],
+            "retention_us": settings["retention"],
+            "retention_bytes": settings["retention_bytes"],
+            "threads": settings["threads"],
+            "memory_ids": MEMORY_IDS,
+            **changed,
+        }
+    )
+
+
+def door_settings(settings: Settings) -> DoorSettings:
+    optional = {}
+    if settings["rate"] is not None:
+        optional["requests_per_second_max"] = settings["rate"]
+    if settings["model_time"] is not None:
+        optional["model_batch_s"] = settings["model_time"] / 1e6
+    if not 0 <= settings["port"] <= 65_535:
+        raise SettingsError(f"there is no port {settings['port']}")
+    return DoorSettings(
+        host=settings["host"],
+        port=settings["port"],
+        connections_max=settings["connections"],
+        queue_max=settings["queue"],
+        body_bytes_max=settings["body_bytes"],
+        header_bytes_max=settings["header_bytes"],
+        request_s=settings["request_time"] / 1e6,
+        idle_s=settings["idle_time"] / 1e6,
+        **optional,
+    )
+
+
+def _time(microseconds: int) -> str:
+    from datetime import UTC, datetime, timedelta
+
+    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)).isoformat()

@@ -1,0 +1,180 @@
+"""What a user can set: command line over environment over file over default.
+
+`SETTINGS` is the only list: the command line's options, the environment's names, the file's keys and the documents
+are made from it or checked against it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+from penstock.clock import duration_us
+from penstock.errors import DefinitionError, SettingsError
+
+FILE = "penstock.toml"
+
+Kind = Literal["text", "path", "integer", "bytes", "duration", "choice"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting; `lowest` bounds numbers, `choices` are those of a choice, None is "not limited"."""
+
+    name: str
+    kind: Kind
+    default: Any
+    about: str
+    lowest: int = 0
+    choices: tuple[str, ...] = ()
+
+    @property
+    def variable(self) -> str:
+        return "PENSTOCK_" + self.name.upper()
+
+    @property
+    def option(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+
+SETTINGS = (
+    Setting("data", "path", "data", "the data directory: log, snapshots and ids"),
+    Setting("host", "text", "127.0.0.1", "the address of the doors; only loopback so far"),
+    Setting("port", "integer", 7070, "the port of the doors; 0 takes a free one"),
+    Setting("state_bytes", "bytes", "4GiB", "at this size of the state new keys get the fallback", 1 << 20),
+    Setting("segment_bytes", "bytes", "64MiB", "the size of the log's files", 1 << 20),
+    Setting("commit_bytes", "bytes", "512KiB", "bulk appends are cut into commits of this size", 4096),
+    Setting("retention", "duration", None, "remove the log's oldest files when they are older", 1),
+    Setting("retention_bytes", "bytes", None, "remove the log's oldest files beyond this size", 1 << 20),
+    Setting("snapshot_every", "duration", "30s", "how often the state is written, where it changed", 1),
+    Setting("body_bytes", "bytes", "32MiB", "a larger request is refused (413)", 1024),
+    Setting("header_bytes", "bytes", "16KiB", "larger headers are refused (431)", 1024),
+    Setting("request_time", "duration", "10s", "a request that takes longer to arrive is refused (408)", 1),
+    Setting("idle_time", "duration", "75s", "a connection without requests is closed", 1),
+    Setting("connections", "integer", 10_000, "more connections at a time are refused", 1),
+    Setting("rate", "integer", None, "more requests a second are refused (429)", 1),
+    Setting("queue", "integer", 20_000, "with more requests waiting, another one is refused (429)", 1),
+    Setting("model_time", "duration", None, "a model that takes longer is started anew; default 20 x within", 1),
+    Setting("threads", "integer", 2, "threads for batches of thousands of events", 1),
+    Setting("diagnostics", "choice", "lines", "how diagnostics are written", 0, ("lines", "json")),
+    Setting("level", "choice", "info", "which diagnostics are written", 0, ("debug", "info", "warning", "error")),
+)
+
+BY_NAME = {setting.name: setting for setting in SETTINGS}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Values by name, each with where it came from. Bytes are counts, lengths of time are microseconds."""
+
+    values: Mapping[str, Any]
+    sources: Mapping[str, str]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+
+def read_settings(
+    options: Mapping[str, Any],
+    *,
+    environment: Mapping[str, str] = os.environ,
+    file: Path | None = None,
+) -> Settings:
+    """Put the settings together. `options` are the command line's, None where it says nothing.
+
+    Raises `SettingsError` for unknown names and for values that do not fit.
+    """
+    table, file_name = _read_file(file)
+    _check_environment(environment)
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for setting in SETTINGS:
+        value, source = setting.default, "default"
+        if setting.name in table:
+            value, source = table[setting.name], file_name
+        if setting.variable in environment:
+            value, source = environment[setting.variable], setting.variable
+        if options.get(setting.name) is not None:
+            value, source = options[setting.name], "command line"
+        values[setting.name] = None if value is None else _parse(setting, value, source)
+        sources[setting.name] = source
+    return Settings(values, sources)
+
+
+def _read_file(file: Path | None) -> tuple[dict[str, Any], str]:
+    path = file or Path(FILE)
+    if file is None and not path.exists():
+        return {}, ""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"could not read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not TOML: {error}") from None
+    for name in table:
+        _check_known(name, str(path))
+    return table, str(path)
+
+
+def _check_environment(environment: Mapping[str, str]) -> None:
+    for variable in environment:
+        if variable.startswith("PENSTOCK_"):
+            _check_known(variable.removeprefix("PENSTOCK_").lower(), variable)
+
+
+def _check_known(name: str, place: str) -> None:
+    if name not in BY_NAME:
+        close = get_close_matches(name, BY_NAME, 1)
+        hint = f'did you mean "{close[0]}"?' if close else "`penstock settings` lists them"
+        raise SettingsError(f'{place}: there is no setting "{name}"', hint=hint)
+
+
+def _parse(setting: Setting, value: Any, source: str) -> Any:
+    place = f'setting "{setting.name}" ({source})'
+    match setting.kind:
+        case "text":
+            return str(value)
+        case "path":
+            return Path(value)
+        case "choice":
+            if value not in setting.choices:
+                raise SettingsError(f"{place}: {value!r} is none of {', '.join(setting.choices)}")
+            return value
+        case "integer":
+            return _at_least(setting, _whole(value, place), place)
+        case "bytes":
+            return _at_least(setting, _bytes(value, place), place)
+        case "duration":
+            try:
+                return _at_least(setting, duration_us(value, subject=place), place)
+            except DefinitionError as error:
+                raise SettingsError(error.message, hint=error.hint) from None
+
+
+def _whole(value: Any, place: str) -> int:
+    if isinstance(value, bool) or not re.fullmatch(r"\d{1,18}", str(value)):
+        raise SettingsError(f"{place}: {value!r} is not a whole number")
+    return int(value)
+
+
+def _bytes(value: Any, place: str) -> int:
+    found = re.fullmatch(r"(\d{1,12})\s*(KiB|MiB|GiB|TiB|B|)", str(value))
+    if isinstance(value, bool) or not found:
+        raise SettingsError(
+            f"{place}: {value!r} is not a number of bytes", hint="write for example 512MiB or 4GiB"
+        )
+    number, unit = found.groups()
+    factor: int = 1024 ** ["", "KiB", "MiB", "GiB", "TiB"].index("" if unit == "B" else unit)
+    return int(number) * factor
+
+
+def _at_least(setting: Setting, value: int, place: str) -> int:
+    if value < setting.lowest:
+        raise SettingsError(f"{place}: the least is {setting.lowest:,}")
+    return value

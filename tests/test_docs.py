@@ -1,0 +1,279 @@
+"""The documents against the program: each shows what the other has."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+import pytest
+import yaml
+
+from penstock.cli import commands as command_group
+from penstock.process.plan import DATE_PARTS, FUNCTIONS
+from penstock.process.streams import Aggregate
+from penstock.runtime.app import load_app
+from penstock.runtime.plan import compile_plan
+from penstock.serve.answers import CODES
+from penstock.serve.routes import Routes
+from penstock.serve.settings import Doors, DoorSettings, PolicyDoor, TopicDoor
+from penstock.settings import SETTINGS, Setting
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+TEXTS = {path: path.read_text() for path in DOCUMENTS}
+
+# Where a path in a document may begin.
+FOLDERS = [ROOT, ROOT / "src" / "penstock", ROOT / "native" / "src", ROOT / "docs"]
+
+# Folders of a data directory.
+AT_RUN_TIME = ("log/", "ids/", "snapshots/")
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def prose(text: str) -> str:
+    """The text without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def pipelines() -> Iterator[Any]:
+    for path, text in TEXTS.items():
+        for index, block in enumerate(blocks(text, "python")):
+            if "ps.Pipeline(" in block:
+                yield pytest.param(path, block, id=f"{name_of(path)}-{index}")
+
+
+@pytest.mark.parametrize(("path", "block"), list(pipelines()))
+def test_every_pipeline_in_the_documents_compiles(path: Path, block: str, tmp_path: Path) -> None:
+    for rules in re.findall(r'rules="([^"]+)"', block):
+        (tmp_path / rules).write_text(blocks(TEXTS[path], "toml")[0])
+    (tmp_path / "app.py").write_text(block)
+    compile_plan(load_app(tmp_path / "app.py"))
+
+
+def shown_tests() -> Iterator[Any]:
+    for path, text in TEXTS.items():
+        for index, block in enumerate(blocks(text, "python")):
+            if "import testing" in block:
+                yield pytest.param(block, id=f"{name_of(path)}-{index}")
+
+
+@pytest.mark.parametrize("block", list(shown_tests()))
+def test_every_test_in_the_documents_passes(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    for name, value in names.items():
+        if name.startswith("test_"):
+            value()
+
+
+@pytest.mark.parametrize("example", ["first.py", "first.toml"])
+def test_the_first_pipeline_is_shown_as_it_is(example: str) -> None:
+    text = (ROOT / "examples" / example).read_text()
+    shown = re.sub(r'\A""".*?"""\s*', "", text, flags=re.DOTALL)
+    assert shown in TEXTS[ROOT / "docs" / "start.md"]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_every_toml_block_is_toml(path: Path) -> None:
+    for block in blocks(TEXTS[path], "toml"):
+        tomllib.loads(block)
+
+
+# Links and files.
+
+
+def anchors(path: Path) -> set[str]:
+    """The headings of a document as GitHub links to them."""
+    headings = re.findall(r"^#+ (.+)$", prose(path.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_every_link_leads_somewhere(path: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(TEXTS[path])):
+        if re.match(r"https?://", link):
+            continue
+        file, _, anchor = link.partition("#")
+        target = path.parent / file if file else path
+        assert target.exists(), f"{link}: there is no such file"
+        assert not anchor or anchor in anchors(target), f"{link}: there is no such heading"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_every_file_that_is_named_exists(path: Path) -> None:
+    for named in re.findall(r"`([\w./-]+\.(?:py|rs|md|yaml)|(?:\w+/)+)`", prose(TEXTS[path])):
+        found = any((folder / named).exists() for folder in [*FOLDERS, path.parent])
+        assert found or named in AT_RUN_TIME, named
+
+
+def test_every_test_that_the_readme_names_exists() -> None:
+    named = re.findall(r"`(\w+)` in `([\w./]+)`", prose(TEXTS[ROOT / "README.md"]))
+    assert named
+    for test, file in named:
+        assert re.search(rf"\b(def|fn) {test}\b", (ROOT / file).read_text()), test
+
+
+def test_every_make_target_that_is_named_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for path, text in TEXTS.items():
+        for target in re.findall(r"(?:`|\$ )make ([a-z-]+)", text):
+            found = re.search(rf"^{target}:", makefile, re.MULTILINE)
+            assert found, f"{name_of(path)}: make {target}"
+
+
+def test_every_choice_stands_in_the_list_of_choices() -> None:
+    folder = ROOT / "docs" / "decisions"
+    listed = set(re.findall(r"\((\d{4}-[\w-]+\.md)\)", TEXTS[folder / "README.md"]))
+    assert listed == {path.name for path in folder.glob("0*.md")}
+
+
+# The language of features.
+
+
+@pytest.mark.parametrize("name", [*FUNCTIONS, "extract"])
+def test_every_function_of_expressions_is_documented(name: str) -> None:
+    assert f"`{name}(" in TEXTS[ROOT / "docs" / "features.md"]
+
+
+@pytest.mark.parametrize("part", DATE_PARTS)
+def test_every_part_of_a_time_is_documented(part: str) -> None:
+    assert f"`{part}`" in TEXTS[ROOT / "docs" / "features.md"]
+
+
+@pytest.mark.parametrize("name", get_args(Aggregate))
+def test_every_aggregate_is_documented(name: str) -> None:
+    assert f"`{name}(" in TEXTS[ROOT / "docs" / "features.md"]
+
+
+# The command line.
+
+
+Words = tuple[str, ...]
+
+
+def commands(group: click.Group, words: Words = ()) -> Iterator[tuple[str, click.Command]]:
+    """Each command with its words: `rules check`."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, (*words, name))
+        else:
+            yield " ".join((*words, name)), command
+
+
+COMMANDS = dict(commands(command_group))
+
+
+def command_lines(text: str) -> Iterator[str]:
+    """What the documents say after `penstock`, in consoles and between backquotes."""
+    for block in blocks(text, "console"):
+        joined = block.replace("\\\n", " ")
+        yield from re.findall(r"^\$ penstock ([^\n]*)", joined, re.MULTILINE)
+    yield from re.findall(r"`penstock ([^`]+)`", prose(text))
+
+
+def command_of(line: str) -> str | None:
+    """The longest command that the line begins with."""
+    known = [name for name in COMMANDS if re.match(rf"{re.escape(name)}(\s|$)", line)]
+    return max(known, key=len, default=None)
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_is_documented_and_has_help(name: str) -> None:
+    assert COMMANDS[name].help, f"penstock {name} has no help"
+    lines = [line for text in TEXTS.values() for line in command_lines(text)]
+    assert name in map(command_of, lines), f"penstock {name} stands in no document"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_every_documented_command_and_option_exists(path: Path) -> None:
+    for line in command_lines(TEXTS[path]):
+        if line in ("--help", "--version"):
+            continue
+        name = command_of(line)
+        assert name is not None, f"penstock {line}"
+        known = {option for param in COMMANDS[name].params for option in param.opts} | {"--help"}
+        unknown = set(re.findall(r"(?<!\S)--[a-z-]+", line)) - known
+        assert not unknown, f"penstock {line}"
+
+
+# Settings.
+
+
+def setting_row(setting: Setting) -> str:
+    default = "–" if setting.default is None else f"`{setting.default}`"
+    return f"| `{setting.name}` | {default} | {setting.about} |"
+
+
+def test_every_setting_is_documented_as_it_is() -> None:
+    text = TEXTS[ROOT / "docs" / "operations.md"]
+    rows = "\n".join(map(setting_row, SETTINGS))
+    assert rows in text, f"docs/operations.md should have\n{rows}"
+
+
+# Metrics.
+
+
+def metric_names() -> set[str]:
+    """What the door and the core count, by their sources."""
+    door = (ROOT / "src" / "penstock" / "serve" / "metrics.py").read_text()
+    core = (ROOT / "native" / "src" / "gate" / "stats.rs").read_text()
+    stats = core[core.index("pub struct Stats") :]
+    names = re.findall(r'family\(\s*"(\w+)"', door)
+    return {*names, *re.findall(r"pub (\w+): (?:u64|Histogram)", stats)}
+
+
+@pytest.mark.parametrize("name", sorted(metric_names()))
+def test_every_metric_is_documented(name: str) -> None:
+    assert f"`penstock_{name}`" in TEXTS[ROOT / "docs" / "operations.md"]
+
+
+# HTTP.
+
+HTTP = yaml.safe_load((ROOT / "docs" / "http.yaml").read_text())
+CORE = "\n".join(path.read_text() for path in (ROOT / "native" / "src").rglob("*.rs"))
+CORE_CODES = set(
+    re.findall(r'(?:error_body\(|Refused\(\d+, |&?waiter, (?:\d+|\*?status), )"(\w+)"', CORE)
+)
+
+
+@pytest.mark.parametrize("code", sorted({*CODES, *CORE_CODES}))
+def test_every_error_code_is_documented(code: str) -> None:
+    assert f"`{code}`" in HTTP["info"]["description"]
+
+
+def test_the_doors_paths_are_the_documented_ones() -> None:
+    policies = (PolicyDoor("policy", 0, 1.0),)
+    routes = Routes(Doors(policies=policies, topics=(TopicDoor("topic", 0),)), DoorSettings())
+    found = [routes.find(re.sub(r"[{}]", "", path).encode())[0] for path in HTTP["paths"]]
+    documented = {route.name for route in found}
+    # A dry run is a parameter of decide, and what no route takes is refused.
+    assert documented == {route.name for route in routes} - {"dry_run", "refused"}
+
+
+def references(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        yield from (value for key, value in node.items() if key == "$ref")
+        node = list(node.values())
+    if isinstance(node, list):
+        for each in node:
+            yield from references(each)
+
+
+def test_every_reference_of_the_http_document_resolves() -> None:
+    for reference in references(HTTP):
+        node = HTTP
+        for word in reference.removeprefix("#/").split("/"):
+            node = node[word]

@@ -1,0 +1,252 @@
+"""The service as its callers see it: a real process, real sockets, a real directory, and `kill -9`."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FIRST = ROOT / "examples" / "first.py"
+DECIDE = "/v1/policies/authorise/decide"
+EVENTS = "/v1/topics/payments/events"
+START_S = 60
+
+JSON = dict[str, Any]
+
+
+class Service:
+    def __init__(self, data: Path, app: Path = FIRST) -> None:
+        command = [sys.executable, "-m", "penstock", "run", str(app), "--data", str(data), "--port", "0"]
+        self.log = data.with_suffix(".stderr")
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(command, stderr=log)
+        self.port = self.wait_until_ready()
+
+    def wait_until_ready(self) -> int:
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline and self.process.poll() is None:
+            if found := re.search(r"ready after .*:(\d+)$", self.log.read_text(), re.MULTILINE):
+                return int(found.group(1))
+            time.sleep(0.02)
+        raise AssertionError("the service did not start:\n" + self.log.read_text())
+
+    def call(self, method: str, path: str, body: bytes | None = None, kind: str = "application/json") -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request(method, path, body, {"Content-Type": kind})
+            response = connection.getresponse()
+            return Answer(response.status, response.read(), dict(response.getheaders()))
+        finally:
+            connection.close()
+
+    def decide(self, event: JSON) -> JSON:
+        return self.call("POST", DECIDE, json.dumps(event).encode()).json()
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+
+class Answer:
+    def __init__(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.status, self.body, self.headers = status, body, headers
+
+    def json(self) -> JSON:
+        value: JSON = json.loads(self.body)
+        return value
+
+
+@contextmanager
+def running(data: Path) -> Iterator[Service]:
+    service = Service(data)
+    try:
+        yield service
+    finally:
+        if service.process.poll() is None:
+            service.end(signal.SIGKILL)
+
+
+def payment(number: int, **changed: Any) -> JSON:
+    event = {"payment_id": f"p{number}", "card": "c1", "amount": "12.50", "paid_at": "2026-11-01T12:00:00Z"}
+    return {**event, **changed}
+
+
+def without_time(answer: JSON) -> JSON:
+    return {name: value for name, value in answer.items() if name != "took_ms"}
+
+
+def test_a_retry_is_told_the_same_and_marked(tmp_path: Path) -> None:
+    with running(tmp_path / "data") as service:
+        body = json.dumps(payment(1)).encode()
+        first, again = service.call("POST", DECIDE, body), service.call("POST", DECIDE, body)
+        assert first.status == again.status == 200
+        assert without_time(first.json()) == without_time(again.json())
+        assert "Penstock-Repeat" not in first.headers
+        assert again.headers["Penstock-Repeat"] == "1"
+        other = service.call("POST", DECIDE, json.dumps(payment(1, amount="13.00")).encode())
+        assert (other.status, other.json()["error"]["code"]) == (409, "id_conflict")
+
+
+def test_a_thousand_concurrent_requests_on_one_card_see_each_count_once(tmp_path: Path) -> None:
+    counts: list[int] = []
+
+    with running(tmp_path / "data") as service:
+
+        def call(numbers: range) -> None:
+            connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
+            for number in numbers:
+                connection.request("POST", DECIDE, json.dumps(payment(number)))
+                counts.append(json.loads(connection.getresponse().read())["features"]["card_count_1h"])
+            connection.close()
+
+        threads = [threading.Thread(target=call, args=(range(each, 1_000, 50),)) for each in range(50)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert sorted(counts) == list(range(1, 1_001))
+
+
+def test_a_refused_event_names_its_field(tmp_path: Path) -> None:
+    with running(tmp_path / "data") as service:
+        answer = service.call("POST", DECIDE, json.dumps(payment(1, amount=1.234)).encode())
+        assert answer.status == 422
+        assert answer.json()["error"]["field"] == "amount"
+        assert "1.234" not in answer.body.decode()
+
+
+def test_many_events_in_one_body_are_answered_line_by_line(tmp_path: Path) -> None:
+    with running(tmp_path / "data") as service:
+        lines = [json.dumps(payment(1)), json.dumps(payment(2, card=7)), json.dumps(payment(3))]
+        answer = service.call("POST", DECIDE, "\n".join(lines).encode(), "application/x-ndjson")
+        first, wrong, last = (json.loads(line) for line in answer.body.splitlines())
+        assert (first["features"]["card_count_1h"], last["features"]["card_count_1h"]) == (1, 2)
+        assert wrong["error"]["field"] == "card"
+
+
+def test_events_through_their_topic_are_durable_and_listed_by_offset(tmp_path: Path) -> None:
+    with running(tmp_path / "data") as service:
+        body = json.dumps([payment(1), payment(2, amount="x"), payment(3)]).encode()
+        answer = service.call("POST", EVENTS, body).json()
+        assert answer["offsets"] == [0, None, 1]
+        assert [each["index"] for each in answer["rejected"]] == [1]
+        assert service.decide(payment(4))["features"]["card_count_1h"] == 3
+        assert service.call("POST", DECIDE, json.dumps(payment(1)).encode()).status == 409
+
+
+def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
+    told: dict[int, JSON] = {}
+    with running(tmp_path / "data") as service:
+
+        def call() -> None:
+            try:
+                for number in range(100_000):
+                    told[number] = service.decide(payment(number, card=f"c{number % 7}"))
+            except (OSError, http.client.HTTPException):
+                return
+
+        caller = threading.Thread(target=call)
+        caller.start()
+        while len(told) < 200:
+            caller.join(0.01)
+        service.end(signal.SIGKILL)
+        caller.join()
+    with running(tmp_path / "data") as service:
+        for number, answer in list(told.items())[-100:]:
+            again = service.decide(payment(number, card=f"c{number % 7}"))
+            assert without_time(again) == without_time(answer)
+        looked_up = service.call("GET", "/v1/decisions/authorise/p0").json()
+        assert looked_up["late_decision"] is None
+        assert without_time(told[0]) == {
+            name: value for name, value in without_time(looked_up).items() if name != "late_decision"
+        }
+
+
+def test_sigterm_ends_in_order_and_the_next_start_reads_a_snapshot(tmp_path: Path) -> None:
+    with running(tmp_path / "data") as service:
+        for number in range(10):
+            service.decide(payment(number))
+        assert service.end() == 0
+    assert list((tmp_path / "data" / "snapshots").glob("*.snapshot"))
+    with running(tmp_path / "data") as service:
+        assert service.decide(payment(11))["features"]["card_count_1h"] == 11
+
+
+def test_a_second_run_on_the_same_directory_is_told_the_pid(tmp_path: Path) -> None:
+    with running(tmp_path / "data") as service:
+        command = [sys.executable, "-m", "penstock", "run", str(FIRST), "--data", str(tmp_path / "data"), "--port", "0"]
+        second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert second.returncode == 1
+        assert f"in use by process {service.process.pid}" in second.stderr
+
+
+def test_only_loopback_is_listened_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "penstock", "run", str(FIRST), "--data", str(tmp_path), "--host", "0.0.0.0"]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert refused.returncode == 1
+    assert "only this machine may call" in refused.stderr
+
+
+def test_health_readiness_and_metrics_answer(tmp_path: Path) -> None:
+    with running(tmp_path / "data") as service:
+        service.decide(payment(1))
+        assert service.call("GET", "/healthz").status == 200
+        assert service.call("GET", "/readyz").status == 200
+        assert b"sync_seconds" in service.call("GET", "/metrics").body
+
+
+def test_live_answers_equal_a_replay_of_the_log(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    data, target = tmp_path / "data", tmp_path / "out.parquet"
+    with running(data) as service:
+        late = "2026-11-01T10:30:00Z"
+        events = [payment(number, card=f"c{number % 3}", amount=f"{number}.25") for number in range(40)]
+        events += [payment(100, paid_at=late), payment(101, card="c2", paid_at="2026-11-01T11:30:00Z")]
+        told = {event["payment_id"]: service.decide(event) for event in events}
+        service.end()
+    command = [sys.executable, "-m", "penstock", "replay", str(FIRST), "--from", f"log:{data}", "--to", str(target)]
+    subprocess.run(command, check=True, timeout=120, env={**os.environ, "COLUMNS": "80"})
+    rows = {row["payment_id"]: row for row in pq.read_table(target).to_pylist()}
+    assert told["p100"]["late"] is True
+    for key, answer in told.items():
+        assert {name: rows[key][name] for name in answer["features"]} == answer["features"]
+        assert rows[key]["outcome"] == answer["outcome"]
+        assert rows[key]["reasons"] == [reason["rule"] for reason in answer["reasons"]]
+    exported = subprocess.run(
+        [sys.executable, "-m", "penstock", "log", "verify", "--data", str(data), "--json"],
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    assert json.loads(exported.stdout)["sound"] is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["topics", "--data", "nowhere"], "not a data directory"),
+        (["replay", str(FIRST), "--from", "nowhere.parquet", "--to", "x.parquet"], "there is no file nowhere.parquet"),
+        (["rules", "check", "nowhere.py"], "there is no file nowhere.py"),
+        (["run", str(FIRST), "--port", "many"], "not a whole number"),
+    ],
+)
+def test_a_wrong_command_says_what_is_wrong(arguments: list[str], message: str) -> None:
+    command = [sys.executable, "-m", "penstock", *arguments]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert refused.returncode == 1
+    assert message in refused.stderr
+    assert "Traceback" not in refused.stderr
