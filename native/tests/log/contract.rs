@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use penstock_native::disk::{Disk, MemoryDisk, Mode, RealDisk};
 use penstock_native::error::Error;
-use penstock_native::log::{Flush, Log, Reader, Section, Settings, lock, seek_offset, seek_time, verify};
+use penstock_native::log::{
+    Flush, Log, Reader, Section, Settings, lock, seek_offset, seek_sequence, seek_time, verify,
+};
 use penstock_native::schema::{Field, Schema, Type};
 
 use crate::support::*;
@@ -210,6 +212,26 @@ fn test_a_segment_can_be_sought_by_offset_and_by_time() {
         assert_eq!(seek_offset(disk.clone(), "events", 600).unwrap(), None);
         assert_eq!(seek_offset(disk.clone(), "nothing", 0).unwrap(), None);
         assert_eq!(seek_time(disk.clone(), NOW_US + 600).unwrap(), None);
+    });
+}
+
+#[test]
+fn test_reading_can_begin_at_every_sequence() {
+    on_every_disk(|disk| {
+        let (mut log, _) = open(&disk, &small());
+        (0..300).for_each(|id| _ = append(&mut log, "events", &[id]));
+        log.sync().unwrap();
+        for sequence in 1..=log.last_sequence() {
+            let from = seek_sequence(disk.clone(), sequence).unwrap();
+            let mut reader = Reader::open(disk.clone(), from).unwrap();
+            // A segment's first commit is its catalog, which a reader takes in by itself.
+            let commit = reader.next().unwrap().unwrap();
+            assert!(commit.sequence == sequence || commit.sequence == sequence + 1);
+            assert_eq!(
+                reader.catalog().next_offset("events"),
+                ids(&commit).first().map_or(0, |id| *id as u64 + 1)
+            );
+        }
     });
 }
 
