@@ -64,7 +64,9 @@ impl Core {
             while next < candidates.len() && candidates[next].0 == row {
                 next += 1;
             }
-            let addresses: Vec<u64> = candidates[first..next].iter().map(|&(_, address)| address).collect();
+            // What retention has removed is forgotten with it, whatever the index still knows.
+            let kept = candidates[first..next].iter().map(|&(_, address)| address);
+            let addresses: Vec<u64> = kept.filter(|&address| self.log.keeps(Address(address))).collect();
             let judged = match self.seen_before(cycle, topic, origin, batch, row, &addresses)? {
                 Some(judged) => judged,
                 None if time > newest_allowed => ahead(&about.fields[about.time].name),

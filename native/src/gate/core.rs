@@ -14,13 +14,15 @@ use crate::answer::{self, DecisionWriter, Extra};
 use crate::conform::write_ipc;
 use crate::decide::{Case, Decider, Verdicts, no_score};
 use crate::decode::{Decoder, Refusal, split_lines};
+use crate::disk::Disk;
 use crate::engine::{Engine, LATE, STATELESS};
 use crate::error::{Error, Result};
 use crate::follower::as_defined;
 use crate::ids::Ids;
-use crate::log::{Log, Section};
+use crate::log::{Address, Log, Section};
 use crate::plan::Plan;
 use crate::schema::{Schema, Type};
+use crate::snapshot;
 
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -44,7 +46,10 @@ pub struct Core {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) settings: Settings,
     pub(super) engine: Engine,
+    pub(super) disk: Arc<dyn Disk>,
     pub(super) log: Log,
+    /// The log's segment that the newest commit is in.
+    pub(super) segment: u64,
     pub(super) ids: Ids,
     pub(super) decoders: Arc<Vec<Decoder>>,
     pub(super) deciders: Vec<Decider>,
@@ -500,6 +505,7 @@ impl Core {
         };
         let mut addresses = Vec::new();
         self.ids.find(id_hash(&self.plan.topics[topic], &id.value()), &mut addresses)?;
+        addresses.retain(|&address| self.log.keeps(Address(address)));
         let Some(event) = self.find_event(cycle, topic, &id.column(), addresses)? else { return Ok(None) };
         if event.origin != policy as u16 + 1 {
             return Ok(None);
@@ -715,7 +721,22 @@ impl Core {
             self.ids.insert(hash, committed.address.0, committed.sequence, cycle.now_us);
         }
         self.ids.flushable(self.log.durable())?;
+        if committed.address.segment() != self.segment {
+            self.segment = committed.address.segment();
+            self.remove_old(cycle.now_us)?;
+        }
         Ok(took)
+    }
+
+    /// What is older than its retention, as far as no snapshot and no id file has to be made from it again.
+    fn remove_old(&mut self, now_us: i64) -> Result<()> {
+        let oldest_snapshot = snapshot::list(self.disk.as_ref())?.first().copied();
+        if let Some(sequence) = oldest_snapshot {
+            self.log.trim(now_us, sequence.min(self.ids.covered()) + 1)?;
+        }
+        let retain_us = self.plan.topics.iter().map(|topic| topic.retain_us).max().unwrap_or(0);
+        self.ids.expire(now_us.saturating_sub(retain_us))?;
+        Ok(())
     }
 
     fn finish(&mut self, mut cycle: Cycle) -> Vec<Answer> {

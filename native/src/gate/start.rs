@@ -88,6 +88,8 @@ impl Core {
             plan,
             clock,
             settings,
+            disk,
+            segment: 0,
             log,
             ids,
             topics,

@@ -311,6 +311,11 @@ impl Log {
         commit::read(&found, &segment, &self.catalog)
     }
 
+    /// Whether retention has left a commit.
+    pub fn keeps(&self, address: Address) -> bool {
+        address.segment() + self.segments.len() as u64 > self.segment.number as u64
+    }
+
     /// Remove the oldest segments that retention does not keep, none with a sequence from `keep_from_sequence` on.
     pub fn trim(&mut self, now_us: i64, keep_from_sequence: u64) -> Result<Trimmed> {
         self.health.check()?;

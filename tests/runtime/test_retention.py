@@ -1,0 +1,37 @@
+"""Retention removes the log's oldest files while the service decides, and nothing that it still needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from penstock import testing
+
+FIRST = Path(__file__).resolve().parent.parent.parent / "examples" / "first.py"
+SMALL = {"segment_bytes": 256 << 10, "commit_bytes": 32 << 10, "retention_us": 60_000_000, "memory_ids": 1_000}
+
+
+def test_old_files_go_and_an_id_whose_event_went_with_them_is_new(tmp_path: Path) -> None:
+    with testing.run(FIRST, now="2026-11-01T12:00:00Z", settings=SMALL) as service:
+
+        def decide(number: int) -> dict[str, Any]:
+            paid_at = service.clock.now.isoformat()
+            events = [
+                {"payment_id": f"p{number}-{each}", "card": f"c{each}", "amount": "1.00", "paid_at": paid_at}
+                for each in range(500)
+            ]
+            return service.decide_many("authorise", events)[0]
+
+        first = decide(0)
+        for number in range(1, 40):
+            service.clock.advance("1m")
+            decide(number)
+            if number % 10 == 0:
+                service.snapshot()
+        service.restart()
+        assert service.started["first_sequence"] > 1
+        assert first["offset"] == 0
+        service.clock.advance("1m")
+        again = decide(0)
+        assert again["offset"] == 40 * 500
+        assert again["features"]["card_count_1h"] == 41
