@@ -325,7 +325,7 @@ def test_answers_have_the_fields_that_the_http_document_names(service: Service, 
             post(decide("plain"), media="text/plain"),
             post(decide("plain") + "?dry_run=2"),
             post(decide("plain"), b"{}"),
-            post(EVENTS, b"no JSON"),
+            post(EVENTS, b"[{}"),
         ):
             check("Problem", door.ask(request).json["error"])
 
