@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from typing import Any
 
 import polars as pl
 import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 from penstock import _native
 from penstock.runtime.app import load_app
@@ -301,6 +304,40 @@ def test_the_gate_s_numbers_are_shown(service: Service) -> None:
         "penstock_state_keys 1",
     ):
         assert line in text.splitlines()
+
+
+def test_answers_have_the_fields_that_the_http_document_names(service: Service, root: Path) -> None:
+    schemas = yaml.safe_load((root / "docs" / "http.yaml").read_text())["components"]["schemas"]
+
+    def check(name: str, answer: dict[str, Any]) -> None:
+        assert set(schemas[name]["required"]) <= set(answer) <= set(schemas[name]["properties"])
+
+    with serving(service) as door:
+        models_up(door)
+        check("Decision", door.ask(post(decide("plain"), payment(1))).json)
+        check("Decision", door.ask(post(decide("hasty"), payment(2, -4.0))).json)
+        check("Decision", door.ask(post(decide("plain") + "?dry_run=1", payment(3))).json)
+        taken = door.ask(post(EVENTS, b"[" + payment(4) + b", {}]")).json
+        check("Taken", taken)
+        check("Problem", taken["rejected"][0]["error"])
+        for request in (
+            post("/v1/policies/other/decide"),
+            post(decide("plain"), media="text/plain"),
+            post(decide("plain") + "?dry_run=2"),
+            post(decide("plain"), b"{}"),
+            post(EVENTS, b"[{}"),
+        ):
+            check("Problem", door.ask(request).json["error"])
+
+
+def test_every_metric_of_a_service_is_documented(service: Service, root: Path) -> None:
+    documents = (root / "docs" / "operations.md").read_text()
+    with serving(service) as door:
+        door.ask(post(decide("plain"), payment(1)))
+        text = door.ask(get("/metrics")).body.decode()
+    shown = {family.name: family.type for family in text_string_to_metric_families(text)}
+    names = {f"{name}_total" if kind == "counter" else name for name, kind in shown.items()}
+    assert names == set(re.findall(r"`(penstock_\w+)`", documents))
 
 
 def test_the_settings_of_a_service_are_the_door_s(service: Service) -> None:

@@ -62,6 +62,7 @@ def test_the_state_warns_before_it_is_full(core: StandIn) -> None:
         answer = door.ask(get("/readyz"))
         assert answer.status == 503
         assert "the state is full" in answer.json["error"]["message"]
+        assert b"penstock_state_warning 1\n" in door.ask(get("/metrics")).body
 
 
 def test_a_gate_that_takes_nothing_says_why(core: StandIn) -> None:

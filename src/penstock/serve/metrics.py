@@ -12,6 +12,7 @@ from typing import Any
 
 from penstock.runtime.models import Models
 from penstock.serve.answers import TEXT
+from penstock.serve.health import warnings
 from penstock.serve.http import Door
 from penstock.serve.routes import LATENCY_BOUNDS_S, Route, Routes
 
@@ -70,7 +71,10 @@ class Metrics:
         yield from self._door_families()
         yield from self._route_families()
         yield from self._model_families()
-        yield from core_families(self._door.relay.core_stats())
+        stats = self._door.relay.core_stats()
+        yield from core_families(stats)
+        warned = [("", "", len(list(warnings(stats))))]
+        yield family("state_warning", "gauge", "1 from 80 % of the state's limit on.", warned)
 
     def _door_families(self) -> Iterator[Iterable[str]]:
         relay, door = self._door.relay, self._door
