@@ -747,6 +747,13 @@ fn a_fallback_told_at_the_deadline_reads_the_same_from_its_row_and_from_its_part
 }
 
 #[test]
+fn a_dry_run_has_no_offset() {
+    let row = r#"{"payment_id":77,"offset":9,"outcome":"approve","reasons":"[]","policy_version":"7f3a"}"#;
+    let told = answer(row, Extra { dry_run: true, ..Extra::default() });
+    assert_eq!(told, answer(row, Extra::default()).replace("\"offset\":9", "\"offset\":null"));
+}
+
+#[test]
 fn took_ms_is_rounded_to_the_microsecond() {
     for (took_ns, text) in [
         (0, "0.000"),
