@@ -782,11 +782,10 @@ impl Core {
 
     /// Why there is no space for what these requests would write, if so.
     fn room(&mut self, requests: &[Request]) -> Option<String> {
-        let bytes: usize = requests
-            .iter()
-            .map(|request| 2 * request.body.len().min(self.settings.commit_bytes) + 4096)
-            .sum();
-        match self.log.room((bytes + self.settings.commit_bytes) as u64) {
+        // Large requests are taken in slices, each of about one commit.
+        let singles = requests.iter().filter(|request| request.kind == Kind::Decide);
+        let bytes: usize = singles.map(|request| 2 * request.body.len() + 1024).sum();
+        match self.log.room((bytes + 2 * self.settings.commit_bytes) as u64) {
             Ok(()) => None,
             Err(error) => Some(error.to_string()),
         }

@@ -1,5 +1,7 @@
 //! The gate's thread, and the boxes between it and the door.
 
+use std::collections::{HashSet, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -33,9 +35,13 @@ struct Shared {
     decoders: Arc<Vec<Decoder>>,
 }
 
+/// One cycle takes at most so many requests, and stops taking at so many bytes: its commit stays far below a segment.
+const CYCLE_REQUESTS: usize = 1_024;
+const CYCLE_BYTES: usize = 1 << 20;
+
 #[derive(Default)]
 struct Inbox {
-    requests: Vec<Request>,
+    requests: VecDeque<Request>,
     told: Told,
     stop: bool,
 }
@@ -127,10 +133,14 @@ impl Gate {
 }
 
 fn run(mut core: Core, shared: &Shared) {
-    let ended = cycles(&mut core, shared).and_then(|()| core.close());
-    if let Err(error) = ended {
-        lock(&shared.stats).failed = Some(error.to_string());
-    }
+    // A broken invariant ends the gate like any other failure: the door must learn of it, and stop.
+    let ended = catch_unwind(AssertUnwindSafe(|| cycles(&mut core, shared).and_then(|()| core.close())));
+    let failed = match ended {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(_) => Some("an invariant of the core is broken; its place is on standard error".to_string()),
+    };
+    lock(&shared.stats).failed = failed;
     signal(shared);
 }
 
@@ -156,7 +166,30 @@ fn wait(core: &Core, shared: &Shared) -> (Vec<Request>, Told, bool) {
     while inbox.requests.is_empty() && inbox.told.is_empty() && !core.busy() && !inbox.stop {
         inbox = shared.wake.wait(inbox).unwrap_or_else(PoisonError::into_inner);
     }
-    (std::mem::take(&mut inbox.requests), std::mem::take(&mut inbox.told), inbox.stop)
+    let requests = inbox.next_requests();
+    (requests, inbox.next_told(), inbox.stop)
+}
+
+impl Inbox {
+    fn next_requests(&mut self) -> Vec<Request> {
+        let mut bytes = 0;
+        let fits = |request: &&Request| {
+            let first = bytes == 0;
+            bytes += request.body.len() + 1;
+            first || bytes <= CYCLE_BYTES
+        };
+        let count = self.requests.iter().take(CYCLE_REQUESTS).take_while(fits).count();
+        self.requests.drain(..count).collect()
+    }
+
+    /// What was told of requests that still wait here is told when they are taken.
+    fn next_told(&mut self) -> Told {
+        let waiting: HashSet<u64> = self.requests.iter().map(|request| request.handle).collect();
+        let told = std::mem::take(&mut self.told);
+        let (later, now) = told.handles.into_iter().partition(|handle| waiting.contains(handle));
+        self.told.handles = later;
+        Told { handles: now, tells: told.tells }
+    }
 }
 
 fn signal(shared: &Shared) {
