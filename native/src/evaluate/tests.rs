@@ -145,8 +145,8 @@ fn a_plan_reads_the_result_of_an_earlier_one_by_its_name() {
 fn rows_do_not_depend_on_where_chunks_and_slices_begin() {
     let fields = [field("i", Type::Int64), field("s", Type::Text), field("b", Type::Bool)];
     let rows = 2 * CHUNK + 77;
-    let number = |row: usize| (row % 5 != 0).then_some(row as i64);
-    let text = |row: usize| (row % 7 != 0).then(|| format!("é{row}"));
+    let number = |row: usize| (!row.is_multiple_of(5)).then_some(row as i64);
+    let text = |row: usize| (!row.is_multiple_of(7)).then(|| format!("é{row}"));
     let whole: [ArrayRef; 3] = [
         Arc::new(Int64Array::from_iter((0..rows).map(number))),
         Arc::new(StringArray::from_iter((0..rows).map(text))),
