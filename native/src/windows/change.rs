@@ -5,8 +5,8 @@ use std::io::Read as Input;
 use crate::error::Result;
 
 use super::Store;
+use super::load::read_header;
 use super::plan::StorePlan;
-use super::save::read_header;
 
 impl Store {
     /// A store of another plan than the saved one, and the reads that the saved state cannot serve in full.

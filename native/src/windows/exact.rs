@@ -82,6 +82,10 @@ impl Natural {
         (negative, Natural::new(words))
     }
 
+    pub fn words(&self) -> &[u64] {
+        &self.0
+    }
+
     pub fn is_zero(&self) -> bool {
         self.0.is_empty()
     }
@@ -97,6 +101,20 @@ impl Natural {
 
     fn bits(&self) -> i32 {
         self.0.last().map_or(0, |top| self.0.len() as i32 * 64 - top.leading_zeros() as i32)
+    }
+
+    /// The odd factor, and how many factors of two were taken out.
+    pub fn odd(&self) -> (Natural, u32) {
+        let skip = self.0.iter().take_while(|word| **word == 0).count();
+        let Some(lowest) = self.0.get(skip) else { return (self.clone(), 0) };
+        let bits = lowest.trailing_zeros();
+        let words = &self.0[skip..];
+        let above = |index: usize| words.get(index + 1).copied().unwrap_or(0);
+        let moved = words.iter().enumerate().map(|(index, word)| match bits {
+            0 => *word,
+            _ => word >> bits | above(index) << (64 - bits),
+        });
+        (Natural::new(moved.collect()), skip as u32 * 64 + bits)
     }
 
     pub fn times(&self, other: &Natural) -> Natural {
@@ -154,6 +172,17 @@ pub fn ratio(numerator: &Natural, denominator: &Natural, exponent: i32) -> f64 {
     round(quotient, exponent + shift, inexact)
 }
 
+/// high ÷ denominator × 2^exponent, where `inexact` stands for less than one more in the numerator.
+pub fn divide(high: u128, exponent: i32, inexact: bool, denominator: u64) -> f64 {
+    if high == 0 {
+        return 0.0;
+    }
+    // At least 64 bits of quotient remain: all that rounding needs.
+    let shift = high.leading_zeros();
+    let (quotient, rest) = ((high << shift) / denominator as u128, (high << shift) % denominator as u128);
+    round(quotient, exponent - shift as i32, inexact || rest != 0)
+}
+
 /// The root of numerator ÷ denominator × 2^exponent; the exponent must be even.
 pub fn ratio_root(numerator: &Natural, denominator: &Natural, exponent: i32) -> f64 {
     let (quotient, shift, inexact) = quotient(numerator, denominator, 126, true);
@@ -172,6 +201,9 @@ fn quotient(numerator: &Natural, denominator: &Natural, bits: i32, even: bool) -
     if let (Some(a), Some(b)) = (rest.to_u128(), divisor.to_u128()) {
         return (a / b, -shift, a % b != 0);
     }
+    if let [divisor] = divisor.0[..] {
+        return divide_by_word(&rest.0, divisor, -shift);
+    }
     let mut quotient = 0u128;
     for bit in (0..=bits as u32 + 1).rev() {
         let part = divisor.shifted(bit);
@@ -181,6 +213,17 @@ fn quotient(numerator: &Natural, denominator: &Natural, bits: i32, even: bool) -
         }
     }
     (quotient, -shift, !rest.is_zero())
+}
+
+/// Long division; the caller knows that the quotient has at most 128 bits.
+fn divide_by_word(words: &[u64], divisor: u64, exponent: i32) -> (u128, i32, bool) {
+    let (mut quotient, mut rest) = (0u128, 0u128);
+    for word in words.iter().rev() {
+        let part = rest << 64 | *word as u128;
+        quotient = (quotient << 64) | (part / divisor as u128);
+        rest = part % divisor as u128;
+    }
+    (quotient, exponent, rest != 0)
 }
 
 /// value × 2^exponent, and a little more if `inexact`, to the nearest float, ties to even.

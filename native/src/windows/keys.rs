@@ -10,13 +10,13 @@ use crate::schema::Type;
 
 const SEED: u64 = 0x70_656e_7374_6f63;
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug)]
 pub enum Key {
     Int(i64),
     Bytes(Box<[u8]>),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum KeyRef<'a> {
     Int(i64),
     Bytes(&'a [u8]),

@@ -11,17 +11,23 @@
 //! or, for a late row, backwards, adding and taking away what they pass. A late event is inserted at its place,
 //! which then is the head of every window without delay. What no query to come can see is freed.
 
+mod base;
 mod change;
+mod entity;
 mod evaluate;
 mod exact;
 mod frame;
 mod keys;
 mod layout;
+mod load;
+mod objects;
 mod output;
 mod plan;
 mod ring;
 mod save;
 mod shard;
+mod slab;
+mod sums;
 mod texts;
 mod values;
 
@@ -32,20 +38,29 @@ mod streams;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
+
 use arrow_array::{Array, ArrayRef, BooleanArray};
 
 use crate::error::{Error, Result};
+use crate::schema::Type;
 
 use keys::{KeyRef, Keys};
 use layout::Layout;
-use output::Answers;
+use output::{Answers, Output, Shape};
 pub use plan::{Aggregate, Read, StorePlan, output_type};
-use shard::{Job, Shard};
+use shard::{Hashed, Job, Shard};
 use texts::Texts;
 use values::Column;
 
 /// Fixed, so that results never depend on the number of threads.
 const SHARDS: usize = 4;
+/// Rows that are worked on and answered before the next ones: what they need stays in the cache.
+const SLAB: usize = 1 << 14;
+/// Fewer rows than this are not worth a thread.
+const THREAD_ROWS: usize = 1 << 12;
+/// For so many rows that pass, the sweep visits one key in each shard.
+const ROWS_PER_VISIT: usize = 8;
 
 /// The state of one source topic by one key.
 pub struct Store {
@@ -54,6 +69,11 @@ pub struct Store {
     shards: Vec<Shard>,
     /// No query to come is at an earlier time.
     evict_before: i64,
+    /// Rows that passed since the sweep's last visit.
+    passed: usize,
+    /// For each shard its rows of a slab, and its answers; kept from pass to pass for their memory alone.
+    rows: Vec<Vec<Hashed>>,
+    answers: Vec<Answers>,
 }
 
 /// A batch that passes through a store.
@@ -78,40 +98,46 @@ impl Store {
     pub fn new(plan: StorePlan) -> Result<Store> {
         let layout = Layout::new(&plan)?;
         let shards = (0..SHARDS).map(|_| Shard::default()).collect();
-        Ok(Store { plan, layout, shards, evict_before: i64::MIN })
+        let (rows, answers) = (vec![Vec::new(); SHARDS], (0..SHARDS).map(|_| Answers::default()).collect());
+        Ok(Store { plan, layout, shards, evict_before: i64::MIN, passed: 0, rows, answers })
     }
 
     /// Lets a batch pass: one array for each wanted read, in their order.
     pub fn pass(&mut self, pass: &Pass) -> Result<Vec<ArrayRef>> {
         let keys = Keys::new(pass.keys, &self.plan.key, pass.times.len())?;
         let columns = columns(&self.plan, pass)?;
-        let job = job(&self.layout, pass, &columns, self.evict_before);
-        let mut answers: Vec<Answers> = (0..SHARDS).map(|_| Answers::new(pass.wanted.len(), 0)).collect();
-        for (row, key) in present(pass, &keys) {
-            let hash = key.hash();
-            let shard = shard_of(hash);
-            self.shards[shard].pass_row(&job, row, hash, key, &mut answers[shard]);
+        let job = job(&self.layout, pass, &keys, &columns, self.evict_before);
+        let mut outputs = outputs(&self.layout, pass);
+        for start in (0..pass.times.len()).step_by(SLAB) {
+            let rows = start..(start + SLAB).min(pass.times.len());
+            let threads = if rows.len() < THREAD_ROWS { 1 } else { pass.threads.clamp(1, SHARDS) };
+            share(&mut self.rows, pass, &keys, rows.clone());
+            self.passed += rows.len();
+            let visits = self.passed / ROWS_PER_VISIT;
+            self.passed %= ROWS_PER_VISIT;
+            let sweep = Sweep { visits, evict_before: self.evict_before };
+            work(&job, &mut self.shards, &self.rows, &mut self.answers, &sweep, threads);
+            let texts: Vec<&Texts> = self.shards.iter().map(|shard| &shard.texts).collect();
+            gather(&job.shape, &mut outputs, &self.answers, &texts, rows, threads)?;
+            self.shards.iter_mut().for_each(|shard| shard.texts.sweep());
         }
-        let parts: Vec<_> = answers.iter().zip(self.shards.iter().map(|shard| &shard.texts)).collect();
-        let arrays = arrays(&job, &parts)?;
         self.evict_before = self.evict_before.max(pass.evict_before);
-        for shard in &mut self.shards {
-            shard.sweep(&self.layout, pass.times.len().div_ceil(2), self.evict_before);
-        }
-        Ok(arrays)
+        Ok(outputs.into_iter().map(Output::finish).collect())
     }
 
     /// What `pass` would give for each row if it alone came next. Nothing moves.
     pub fn peek(&self, pass: &Pass) -> Result<Vec<ArrayRef>> {
         let keys = Keys::new(pass.keys, &self.plan.key, pass.times.len())?;
         let columns = columns(&self.plan, pass)?;
-        let job = job(&self.layout, pass, &columns, self.evict_before);
-        let (mut copy, mut answers) = (Shard::default(), Answers::new(pass.wanted.len(), pass.times.len()));
-        for (row, key) in present(pass, &keys) {
-            let from = &self.shards[shard_of(key.hash())];
-            copy.peek_row(&job, from, row, key, &mut answers);
+        let job = job(&self.layout, pass, &keys, &columns, self.evict_before);
+        let (mut copies, mut answers) = (Shard::default(), Answers::default());
+        for (row, key) in present(pass, &keys, 0..pass.times.len()) {
+            let hash = key.hash();
+            copies.peek_row(&job, &self.shards[shard_of(hash)], (row as u32, hash), key, &mut answers);
         }
-        arrays(&job, &[(&answers, &copy.texts)])
+        let mut outputs = outputs(&self.layout, pass);
+        gather(&job.shape, &mut outputs, &[answers], &[&copies.texts], 0..pass.times.len(), 1)?;
+        Ok(outputs.into_iter().map(Output::finish).collect())
     }
 
     /// Whether each row's key is in the state; a key with a null part counts as known.
@@ -153,29 +179,117 @@ fn shard_of(hash: u64) -> usize {
     (hash >> 32) as usize % SHARDS
 }
 
-fn job<'a>(layout: &'a Layout, pass: &Pass<'a>, columns: &'a [Column<'a>], evict_before: i64) -> Job<'a> {
+fn job<'a>(
+    layout: &'a Layout,
+    pass: &Pass<'a>,
+    keys: &'a Keys<'a>,
+    columns: &'a [Column<'a>],
+    evict_before: i64,
+) -> Job<'a> {
+    let steps = || pass.wanted.iter().map(|wanted| &layout.steps[*wanted]).enumerate();
+    let kinds: Vec<Type> = steps().map(|(_, step)| step.output).collect();
+    // The rows of this batch are queries too.
     let oldest = pass.times.iter().copied().min().unwrap_or(i64::MAX);
     Job {
         layout,
         times: pass.times,
+        keys,
         columns,
         filters: pass.filters,
         insert: pass.insert,
-        wanted: pass.wanted,
+        before: steps().filter(|(_, step)| !step.after).collect(),
+        after: steps().filter(|(_, step)| step.after).collect(),
+        shape: Shape::new(&kinds),
         boundary: evict_before.max(pass.evict_before.min(oldest)).saturating_sub(layout.span),
     }
 }
 
-/// The rows that belong to an entity and are not skipped.
-fn present<'a>(pass: &Pass, keys: &'a Keys<'a>) -> impl Iterator<Item = (usize, KeyRef<'a>)> {
-    let rows = (0..pass.times.len())
-        .filter(|row| !pass.skip.is_some_and(|skip| skip.is_valid(*row) && skip.value(*row)));
-    rows.filter_map(|row| Some((row, keys.get(row)?)))
+fn outputs(layout: &Layout, pass: &Pass) -> Vec<Output> {
+    let kinds = pass.wanted.iter().map(|wanted| layout.steps[*wanted].output);
+    kinds.enumerate().map(|(read, kind)| Output::new(read, kind, pass.times.len())).collect()
 }
 
-fn arrays(job: &Job, parts: &[(&Answers, &Texts)]) -> Result<Vec<ArrayRef>> {
-    let steps = job.wanted.iter().map(|wanted| &job.layout.steps[*wanted]);
-    steps.enumerate().map(|(read, step)| output::column(step, read, job.times.len(), parts)).collect()
+/// The rows that belong to an entity and are not skipped.
+fn present<'a>(
+    pass: &Pass,
+    keys: &'a Keys<'a>,
+    rows: Range<usize>,
+) -> impl Iterator<Item = (usize, KeyRef<'a>)> {
+    let skipped = |row| pass.skip.is_some_and(|skip| skip.is_valid(row) && skip.value(row));
+    rows.filter(move |row| !skipped(*row)).filter_map(|row| Some((row, keys.get(row)?)))
+}
+
+/// Gives each shard its rows, with their keys' hashes.
+fn share(shares: &mut [Vec<Hashed>], pass: &Pass, keys: &Keys, rows: Range<usize>) {
+    shares.iter_mut().for_each(Vec::clear);
+    for (row, key) in present(pass, keys, rows) {
+        let hash = key.hash();
+        shares[shard_of(hash)].push((row as u32, hash));
+    }
+}
+
+struct Sweep {
+    visits: usize,
+    evict_before: i64,
+}
+
+/// Lets every shard's rows pass, on so many threads.
+fn work(
+    job: &Job,
+    shards: &mut [Shard],
+    rows: &[Vec<Hashed>],
+    answers: &mut [Answers],
+    sweep: &Sweep,
+    threads: usize,
+) {
+    let one = |shard: &mut Shard, rows: &Vec<Hashed>, answers: &mut Answers| {
+        shard.sweep(job.layout, sweep.visits, sweep.evict_before);
+        answers.clear();
+        shard.pass(job, rows, answers);
+    };
+    let each = SHARDS.div_ceil(threads);
+    if threads == 1 {
+        shards
+            .iter_mut()
+            .zip(rows)
+            .zip(answers)
+            .for_each(|((shard, rows), answers)| one(shard, rows, answers));
+        return;
+    }
+    std::thread::scope(|scope| {
+        let groups = shards.chunks_mut(each).zip(rows.chunks(each)).zip(answers.chunks_mut(each));
+        for ((shards, rows), answers) in groups {
+            scope.spawn(move || {
+                let group = shards.iter_mut().zip(rows).zip(answers);
+                group.for_each(|((shard, rows), answers)| one(shard, rows, answers));
+            });
+        }
+    });
+}
+
+/// Puts the shards' answers into the wanted columns.
+fn gather(
+    shape: &Shape,
+    outputs: &mut [Output],
+    answers: &[Answers],
+    texts: &[&Texts],
+    rows: Range<usize>,
+    threads: usize,
+) -> Result<()> {
+    let each = outputs.len().div_ceil(threads).max(1);
+    if threads == 1 {
+        return outputs.iter_mut().try_for_each(|output| output.take(shape, answers, texts, rows.clone()));
+    }
+    std::thread::scope(|scope| {
+        let groups = outputs.chunks_mut(each).map(|outputs| {
+            let rows = rows.clone();
+            scope.spawn(move || {
+                outputs.iter_mut().try_for_each(|o| o.take(shape, answers, texts, rows.clone()))
+            })
+        });
+        let groups: Vec<_> = groups.collect();
+        groups.into_iter().try_for_each(|group| group.join().expect("gathering does not panic"))
+    })
 }
 
 fn columns<'a>(plan: &StorePlan, pass: &Pass<'a>) -> Result<Vec<Column<'a>>> {

@@ -1,112 +1,218 @@
-//! Answers: written row by row as words, then turned into Arrow's columns.
+//! Answers: written row by row as words, then gathered into Arrow's columns.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use arrow_array::types::{Decimal128Type, Float64Type, Int64Type, TimestampMicrosecondType};
+use arrow_array::types::{
+    ArrowPrimitiveType, Decimal128Type, Float64Type, Int64Type, TimestampMicrosecondType,
+};
 use arrow_array::{ArrayRef, BooleanArray, PrimitiveArray, StringArray};
-use arrow_buffer::{BooleanBuffer, BooleanBufferBuilder, NullBuffer};
+use arrow_buffer::{BooleanBuffer, Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::schema::Type;
 
-use super::layout::Step;
 use super::texts::Texts;
 
-/// The rows that one shard, or all, have answered: three words for each wanted read (valid, low, high).
-pub struct Answers {
+/// Where each wanted read's value lies in a row of answers: bits that say which are valid come first.
+#[derive(Debug, Default)]
+pub struct Shape {
+    places: Vec<(usize, bool)>,
     width: usize,
-    pub rows: Vec<u32>,
+}
+
+impl Shape {
+    pub fn new(types: &[Type]) -> Shape {
+        let mut width = types.len().div_ceil(64);
+        let mut place = |kind: &Type| {
+            let wide = matches!(kind, Type::Decimal(..));
+            width += 1 + wide as usize;
+            (width - 1 - wide as usize, wide)
+        };
+        let places = types.iter().map(&mut place).collect();
+        Shape { places, width }
+    }
+}
+
+/// What one shard answered: its rows, and a line of words for each.
+#[derive(Debug, Default)]
+pub struct Answers {
+    rows: Vec<u32>,
     words: Vec<u64>,
 }
 
-const WORDS: usize = 3;
-
 impl Answers {
-    pub fn new(wanted: usize, rows: usize) -> Answers {
-        let width = wanted * WORDS;
-        Answers { width, rows: Vec::with_capacity(rows), words: Vec::with_capacity(rows * width) }
+    pub fn clear(&mut self) {
+        self.rows.clear();
+        self.words.clear();
     }
 
-    /// Begins a row: all its values are null until set.
-    pub fn begin(&mut self, row: usize) {
-        self.rows.push(row as u32);
-        self.words.resize(self.words.len() + self.width, 0);
-    }
-
-    pub fn set(&mut self, read: usize, value: Option<i128>) {
-        if let Some(value) = value {
-            let at = self.words.len() - self.width + read * WORDS;
-            self.words[at..at + WORDS].copy_from_slice(&[1, value as u64, (value >> 64) as u64]);
-        }
-    }
-
-    fn values(&self, read: usize) -> impl Iterator<Item = (usize, i128)> {
-        let at = read * WORDS;
-        let rows = self.rows.iter().zip(self.words.chunks_exact(self.width));
-        rows.filter(move |(_, words)| words[at] == 1).map(move |(row, words)| {
-            (*row as usize, (words[at + 2] as i64 as i128) << 64 | words[at + 1] as i128)
-        })
+    /// A new row's line, all null.
+    #[inline]
+    pub fn line(&mut self, row: u32, shape: &Shape) -> &mut [u64] {
+        self.rows.push(row);
+        let start = self.words.len();
+        self.words.resize(start + shape.width, 0);
+        &mut self.words[start..]
     }
 }
 
-/// The column of one read, from what each shard answered.
-pub fn column(step: &Step, read: usize, rows: usize, parts: &[(&Answers, &Texts)]) -> Result<ArrayRef> {
-    Ok(match step.output {
-        Type::Int64 => Arc::new(primitive::<Int64Type>(read, rows, parts, |value| value as i64)),
-        Type::Float64 => {
-            Arc::new(primitive::<Float64Type>(read, rows, parts, |value| f64::from_bits(value as u64)))
+impl Shape {
+    #[inline]
+    pub fn set(&self, line: &mut [u64], read: usize, value: i128) {
+        let (at, wide) = self.places[read];
+        line[read / 64] |= 1 << (read % 64);
+        line[at] = value as u64;
+        if wide {
+            line[at + 1] = (value >> 64) as u64;
         }
-        Type::Timestamp => {
-            let array = primitive::<TimestampMicrosecondType>(read, rows, parts, |value| value as i64);
-            Arc::new(array.with_timezone("UTC"))
-        }
-        Type::Decimal(precision, scale) => {
-            let array = primitive::<Decimal128Type>(read, rows, parts, |value| value);
-            Arc::new(array.with_data_type(Type::Decimal(precision, scale).arrow()))
-        }
-        Type::Bool => Arc::new(booleans(read, rows, parts)),
-        Type::Text => Arc::new(texts(read, rows, parts)),
-    })
+    }
+
+    #[inline]
+    fn get(&self, line: &[u64], read: usize) -> Option<i128> {
+        let (at, wide) = self.places[read];
+        let high = if wide { (line[at + 1] as i64 as i128) << 64 } else { 0 };
+        (line[read / 64] >> (read % 64) & 1 == 1).then(|| high | line[at] as i128)
+    }
 }
 
-fn primitive<T: arrow_array::ArrowPrimitiveType>(
+/// A wanted read's column, being filled slab by slab.
+pub struct Output {
     read: usize,
-    rows: usize,
-    parts: &[(&Answers, &Texts)],
-    from: impl Fn(i128) -> T::Native,
-) -> PrimitiveArray<T> {
-    let mut values = vec![T::Native::default(); rows];
-    let nulls = scatter(read, rows, parts, |row, value| values[row] = from(value));
+    kind: Type,
+    values: Values,
+    valid: Vec<u8>,
+    nulls: usize,
+}
+
+enum Values {
+    Words(Vec<i64>),
+    Floats(Vec<f64>),
+    Decimals(Vec<i128>),
+    Bools(Vec<bool>),
+    Texts { ends: Vec<i32>, bytes: Vec<u8> },
+}
+
+impl Output {
+    pub fn new(read: usize, kind: Type, rows: usize) -> Output {
+        let values = match kind {
+            Type::Int64 | Type::Timestamp => Values::Words(vec![0; rows]),
+            Type::Float64 => Values::Floats(vec![0.0; rows]),
+            Type::Decimal(..) => Values::Decimals(vec![0; rows]),
+            Type::Bool => Values::Bools(vec![false; rows]),
+            Type::Text => Values::Texts { ends: vec![0], bytes: Vec::new() },
+        };
+        Output { read, kind, values, valid: vec![0; rows.div_ceil(8)], nulls: rows }
+    }
+
+    /// Takes in what the shards answered for the next rows.
+    pub fn take(
+        &mut self,
+        shape: &Shape,
+        parts: &[Answers],
+        texts: &[&Texts],
+        rows: Range<usize>,
+    ) -> Result<()> {
+        if let Values::Texts { .. } = self.values {
+            return self.take_texts(shape, parts, texts, rows);
+        }
+        for part in parts {
+            match &mut self.values {
+                Values::Words(values) => {
+                    self.nulls -=
+                        scatter(shape, self.read, part, &mut self.valid, |row, v| values[row] = v as i64);
+                }
+                Values::Floats(values) => {
+                    let mut put = |row: usize, v| values[row] = f64::from_bits(v as u64);
+                    self.nulls -= scatter(shape, self.read, part, &mut self.valid, &mut put);
+                }
+                Values::Decimals(values) => {
+                    self.nulls -= scatter(shape, self.read, part, &mut self.valid, |row, v| values[row] = v);
+                }
+                Values::Bools(values) => {
+                    self.nulls -=
+                        scatter(shape, self.read, part, &mut self.valid, |row, v| values[row] = v != 0);
+                }
+                Values::Texts { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Texts go in the order of rows, not of shards.
+    fn take_texts(
+        &mut self,
+        shape: &Shape,
+        parts: &[Answers],
+        texts: &[&Texts],
+        rows: Range<usize>,
+    ) -> Result<()> {
+        let mut found: Vec<&str> = vec![""; rows.len()];
+        for (part, texts) in parts.iter().zip(texts) {
+            let put = |row: usize, id: i128| found[row - rows.start] = texts.get(id as u64);
+            self.nulls -= scatter(shape, self.read, part, &mut self.valid, put);
+        }
+        let Values::Texts { ends, bytes } = &mut self.values else { return Ok(()) };
+        for text in found {
+            bytes.extend_from_slice(text.as_bytes());
+            ends.push(i32::try_from(bytes.len()).map_err(|_| too_long())?);
+        }
+        Ok(())
+    }
+
+    pub fn finish(self) -> ArrayRef {
+        let rows = match &self.values {
+            Values::Words(values) => values.len(),
+            Values::Floats(values) => values.len(),
+            Values::Decimals(values) => values.len(),
+            Values::Bools(values) => values.len(),
+            Values::Texts { ends, .. } => ends.len() - 1,
+        };
+        let valid = BooleanBuffer::new(Buffer::from_vec(self.valid), 0, rows);
+        let nulls = (self.nulls > 0).then(|| NullBuffer::new(valid));
+        match (self.values, self.kind) {
+            (Values::Words(values), Type::Timestamp) => {
+                Arc::new(primitive::<TimestampMicrosecondType>(values, nulls).with_timezone("UTC"))
+            }
+            (Values::Words(values), _) => Arc::new(primitive::<Int64Type>(values, nulls)),
+            (Values::Floats(values), _) => Arc::new(primitive::<Float64Type>(values, nulls)),
+            (Values::Decimals(values), kind) => {
+                Arc::new(primitive::<Decimal128Type>(values, nulls).with_data_type(kind.arrow()))
+            }
+            (Values::Bools(values), _) => Arc::new(BooleanArray::new(values.into(), nulls)),
+            (Values::Texts { ends, bytes }, _) => {
+                let ends = OffsetBuffer::new(ScalarBuffer::from(ends));
+                Arc::new(StringArray::new(ends, bytes.into(), nulls))
+            }
+        }
+    }
+}
+
+fn primitive<T: ArrowPrimitiveType>(values: Vec<T::Native>, nulls: Option<NullBuffer>) -> PrimitiveArray<T> {
     PrimitiveArray::new(values.into(), nulls)
 }
 
-fn booleans(read: usize, rows: usize, parts: &[(&Answers, &Texts)]) -> BooleanArray {
-    let mut values = vec![false; rows];
-    let nulls = scatter(read, rows, parts, |row, value| values[row] = value != 0);
-    BooleanArray::new(BooleanBuffer::from(values), nulls)
-}
-
-fn texts(read: usize, rows: usize, parts: &[(&Answers, &Texts)]) -> StringArray {
-    let mut values: Vec<Option<&str>> = vec![None; rows];
-    for (answers, texts) in parts {
-        answers.values(read).for_each(|(row, id)| values[row] = Some(texts.get(id as u64)));
-    }
-    StringArray::from(values)
-}
-
+/// Puts one read's values in their rows; gives how many there were.
+#[inline]
 fn scatter(
+    shape: &Shape,
     read: usize,
-    rows: usize,
-    parts: &[(&Answers, &Texts)],
+    part: &Answers,
+    valid: &mut [u8],
     mut put: impl FnMut(usize, i128),
-) -> Option<NullBuffer> {
-    let mut valid = BooleanBufferBuilder::new(rows);
-    valid.append_n(rows, false);
-    for (answers, _) in parts {
-        answers.values(read).for_each(|(row, value)| {
+) -> usize {
+    let mut count = 0;
+    for (row, line) in part.rows.iter().zip(part.words.chunks_exact(shape.width)) {
+        if let Some(value) = shape.get(line, read) {
+            let row = *row as usize;
             put(row, value);
-            valid.set_bit(row, true);
-        });
+            valid[row / 8] |= 1 << (row % 8);
+            count += 1;
+        }
     }
-    Some(NullBuffer::new(valid.finish())).filter(|nulls| nulls.null_count() > 0)
+    count
+}
+
+fn too_long() -> Error {
+    Error::invalid_with("the texts of a batch's answers take more than 2 GiB", "let smaller batches pass")
 }

@@ -15,9 +15,9 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// A full ring of so many records, to be filled in.
-    pub fn zeros(len: u32, stride: usize) -> Ring {
-        Ring { words: vec![0; len as usize * stride].into(), start: 0, len, first: 0 }
+    /// A full ring of equal records, to be overwritten.
+    pub fn filled(len: u32, record: &[u64]) -> Ring {
+        Ring { words: record.repeat(len as usize).into(), start: 0, len, first: 0 }
     }
 
     /// The records of a ring that was made full and has not moved.
@@ -39,15 +39,30 @@ impl Ring {
         self.words.len() * 8
     }
 
+    #[inline]
     pub fn record(&self, place: u32, stride: usize) -> &[u64] {
         let at = self.at(place, stride);
         &self.words[at..at + stride]
     }
 
+    pub fn record_mut(&mut self, place: u32, stride: usize) -> &mut [u64] {
+        let at = self.at(place, stride);
+        &mut self.words[at..at + stride]
+    }
+
+    /// Loads a record's line into the cache; any place will do.
+    #[inline]
+    pub fn touch(&self, place: u32, stride: usize) -> u64 {
+        let inside = place.wrapping_sub(self.first) < self.len;
+        if inside { self.words[self.at(place, stride)] } else { 0 }
+    }
+
+    #[inline]
     pub fn time(&self, place: u32, stride: usize) -> i64 {
         self.words[self.at(place, stride)] as i64
     }
 
+    #[inline]
     fn at(&self, place: u32, stride: usize) -> usize {
         debug_assert!(place.wrapping_sub(self.first) < self.len);
         let capacity = self.words.len() / stride;

@@ -3,45 +3,54 @@
 use arrow_array::BooleanArray;
 use hashbrown::HashTable;
 
+use super::entity::Entity;
 use super::evaluate::View;
-use super::keys::{Key, KeyRef};
-use super::layout::Layout;
-use super::output::Answers;
+use super::keys::{Key, KeyRef, Keys};
+use super::layout::{Layout, Step, TIME};
+use super::objects::Object;
+use super::output::{Answers, Shape};
 use super::ring::Ring;
+use super::slab::Slab;
+use super::sums::Spills;
 use super::texts::Texts;
-use super::values::{Column, copy_texts, release_record, write_record};
+use super::values::{Column, write_record};
 
 /// A batch, checked and ready to be read by row.
 pub struct Job<'a> {
     pub layout: &'a Layout,
     pub times: &'a [i64],
+    pub keys: &'a Keys<'a>,
     pub columns: &'a [Column<'a>],
     pub filters: &'a [BooleanArray],
     pub insert: bool,
-    pub wanted: &'a [usize],
+    /// The wanted reads by their place among the answers: those before the row is inserted, those after.
+    pub before: Vec<(usize, &'a Step)>,
+    pub after: Vec<(usize, &'a Step)>,
+    pub shape: Shape,
     /// Events up to this time have left every window, for every query to come.
     pub boundary: i64,
 }
 
-/// What is kept of one key: its events, and for each window the places where it begins and ends.
-#[derive(Debug)]
-struct Entry {
-    key: Key,
-    ring: Ring,
-    cursors: Box<[(u32, u32)]>,
-    used: bool,
-}
+/// A row with its key's hash.
+pub type Hashed = (u32, u64);
+
+/// How many rows are looked up together.
+const AHEAD: usize = 16;
+const UNKNOWN: u32 = u32::MAX;
 
 #[derive(Default, Debug)]
 pub struct Shard {
     table: HashTable<u32>,
-    entries: Vec<Entry>,
-    free: Vec<u32>,
+    slab: Slab,
     pub texts: Texts,
+    spills: Spills,
     pub faults: u64,
     pub retained: usize,
+    /// What the keys point to.
     bytes: usize,
+    /// The next slot that the sweep visits, and what it freed before when its round began.
     hand: usize,
+    round: Option<i64>,
     record: Vec<u64>,
 }
 
@@ -53,221 +62,291 @@ impl Shard {
     pub fn bytes(&self) -> usize {
         self.bytes
             + self.texts.bytes()
+            + self.spills.bytes()
             + self.table.allocation_size()
-            + self.entries.capacity() * size_of::<Entry>()
+            + self.slab.bytes()
     }
 
+    #[inline]
     fn find(&self, hash: u64, key: KeyRef) -> Option<usize> {
-        self.table
-            .find(hash, |slot| self.entries[*slot as usize].key.view() == key)
-            .map(|slot| *slot as usize)
+        self.table.find(hash, |slot| self.slab.key(*slot as usize) == key).map(|slot| *slot as usize)
     }
 
     /// Whether a key has anything that a query to come can see.
     pub fn known(&self, layout: &Layout, hash: u64, key: KeyRef, boundary: i64) -> bool {
-        let ring = self.find(hash, key).map(|slot| &self.entries[slot].ring);
+        let ring = self.find(hash, key).map(|slot| self.slab.ring(slot));
         ring.is_some_and(|ring| {
-            layout.endless
-                || ring.len() > 0 && ring.time(ring.end().wrapping_sub(1), layout.stride) > boundary
+            layout.endless() || newest(ring, layout.stride).is_some_and(|time| time > boundary)
         })
     }
 
-    /// Lets one row read, and then be inserted.
-    pub fn pass_row(&mut self, job: &Job, row: usize, hash: u64, key: KeyRef, answers: &mut Answers) {
-        answers.begin(row);
-        let slot = match self.find(hash, key) {
-            Some(slot) => slot,
-            None if job.insert => self.enter(job.layout, hash, key.to_key()),
-            None => return self.answer_unknown(job, row, answers),
-        };
-        let time = job.times[row];
-        self.slide(job.layout, slot, time);
-        self.answer(job, slot, time, false, answers);
-        if job.insert {
-            self.insert(job, slot, row);
-        }
-        self.answer(job, slot, time, true, answers);
-        self.evict(job.layout, slot, job.boundary.min(time.saturating_sub(job.layout.span)));
-    }
-
-    /// The keys that have events after the boundary, and the place of the first of these.
-    pub fn living<'a>(
-        &'a self,
-        layout: &Layout,
-        boundary: i64,
-    ) -> impl Iterator<Item = (&'a Key, &'a Ring, u32)> + use<'a> {
-        let (stride, boundary) = (layout.stride, if layout.endless { i64::MIN } else { boundary });
-        let used = self.entries.iter().filter(|entry| entry.used);
-        let living = used.map(move |entry| {
-            (&entry.key, &entry.ring, seek(&entry.ring, stride, entry.ring.first, boundary))
-        });
-        living.filter(|(_, ring, first)| *first != ring.end())
-    }
-
-    /// Makes room for a saved key's events; `records_mut` then gives them.
-    pub fn restore(&mut self, layout: &Layout, key: Key, count: u32) -> usize {
-        let slot = self.enter(layout, key.view().hash(), key);
-        self.entries[slot].ring = Ring::zeros(count, layout.stride);
-        self.bytes += self.entries[slot].ring.bytes();
-        self.retained += count as usize;
-        slot
-    }
-
-    pub fn records_mut(&mut self, slot: usize, stride: usize) -> impl Iterator<Item = &mut [u64]> {
-        self.entries[slot].ring.records_mut(stride)
-    }
-
-    /// Lets one row pass as if it came next, on a copy of its key's state that is dropped again.
-    pub fn peek_row(&mut self, job: &Job, from: &Shard, row: usize, key: KeyRef, answers: &mut Answers) {
-        let hash = key.hash();
-        if let Some(slot) = from.find(hash, key) {
-            self.copy_key(job.layout, from, slot);
-        }
-        self.pass_row(job, row, hash, key, answers);
-        if let Some(slot) = self.find(hash, key) {
-            self.forget(slot);
-        }
-    }
-
-    fn copy_key(&mut self, layout: &Layout, from: &Shard, slot: usize) {
-        let Entry { key, ring, .. } = &from.entries[slot];
-        let copy = self.restore(layout, key.clone(), ring.len() as u32);
-        let records = self.entries[copy].ring.records_mut(layout.stride);
-        for (offset, record) in records.enumerate() {
-            record.copy_from_slice(ring.record(ring.first.wrapping_add(offset as u32), layout.stride));
-            copy_texts(layout, record, &from.texts, &mut self.texts);
-        }
-    }
-
-    fn enter(&mut self, layout: &Layout, hash: u64, key: Key) -> usize {
-        let entry = Entry {
-            key,
-            ring: Ring::default(),
-            cursors: vec![(0, 0); layout.windows.len()].into(),
-            used: true,
-        };
-        self.bytes += entry.key.bytes() + entry.cursors.len() * 8;
-        let slot = match self.free.pop() {
-            Some(slot) => slot as usize,
-            None => self.entries.len(),
-        };
-        if slot == self.entries.len() {
-            self.entries.push(entry);
-        } else {
-            self.entries[slot] = entry;
-        }
-        let entries = &self.entries;
-        self.table.insert_unique(hash, slot as u32, |slot| entries[*slot as usize].key.view().hash());
-        slot
-    }
-
-    /// Moves every window of a key to a time, forwards or backwards.
-    fn slide(&mut self, layout: &Layout, slot: usize, time: i64) {
-        let Entry { ring, cursors, .. } = &mut self.entries[slot];
-        for (window, (tail, head)) in layout.windows.iter().zip(cursors) {
-            *head = seek(ring, layout.stride, *head, window.newest(time));
-            *tail = match window.oldest(time) {
-                Some(oldest) => seek(ring, layout.stride, *tail, oldest),
-                None => ring.first,
-            };
-        }
-    }
-
-    fn insert(&mut self, job: &Job, slot: usize, row: usize) {
-        let layout = job.layout;
-        let mut record = std::mem::take(&mut self.record);
-        record.resize(layout.stride, 0);
-        write_record(layout, job.times[row], job.columns, job.filters, row, &mut record, &mut self.texts);
-        let Entry { ring, cursors, .. } = &mut self.entries[slot];
-        let place = seek(ring, layout.stride, ring.end(), job.times[row]);
-        self.bytes -= ring.bytes();
-        ring.insert(place, &record);
-        self.bytes += ring.bytes();
-        self.retained += 1;
-        self.record = record;
-        for (window, (_, head)) in layout.windows.iter().zip(cursors) {
-            *head = head.wrapping_add((window.delay == 0) as u32);
-        }
-    }
-
-    fn answer(&mut self, job: &Job, slot: usize, time: i64, after: bool, answers: &mut Answers) {
-        let Entry { ring, cursors, .. } = &self.entries[slot];
-        for (index, wanted) in job.wanted.iter().enumerate() {
-            let step = &job.layout.steps[*wanted];
-            if step.after == after {
-                let (tail, head) = cursors[step.window];
-                let view = View { layout: job.layout, ring, texts: &self.texts, tail, head, time };
-                answers.set(index, view.read(step, &mut self.faults));
+    /// Lets rows read and be inserted, in their order.
+    pub fn pass(&mut self, job: &Job, rows: &[Hashed], answers: &mut Answers) {
+        for group in rows.chunks(AHEAD) {
+            let mut slots = [UNKNOWN; AHEAD];
+            if group.len() > 1 {
+                self.look_ahead(job, group, &mut slots);
+            }
+            for ((row, hash), slot) in group.iter().zip(slots) {
+                self.pass_row(job, *row, *hash, slot, answers);
             }
         }
     }
 
-    fn answer_unknown(&mut self, job: &Job, row: usize, answers: &mut Answers) {
-        let (ring, time) = (&Ring::default(), job.times[row]);
-        let view = View { layout: job.layout, ring, texts: &self.texts, tail: 0, head: 0, time };
-        for (index, wanted) in job.wanted.iter().enumerate() {
-            answers.set(index, view.read(&job.layout.steps[*wanted], &mut self.faults));
+    /// Finds the keys of some rows, and touches what they will need: the cache misses of different rows overlap,
+    /// where one after the other they would be most of the time.
+    fn look_ahead(&self, job: &Job, group: &[Hashed], slots: &mut [u32; AHEAD]) {
+        for ((row, hash), slot) in group.iter().zip(slots.iter_mut()) {
+            if let Some(key) = job.keys.get(*row as usize)
+                && let Some(found) = self.find(*hash, key)
+            {
+                *slot = found as u32;
+            }
         }
+        let mut touched = 0;
+        for slot in slots.iter().filter(|slot| **slot != UNKNOWN) {
+            let words = self.slab.words(*slot as usize);
+            touched ^= words[TIME] ^ words[words.len() - 1] ^ self.slab.ring(*slot as usize).first as u64;
+        }
+        for slot in slots.iter().filter(|slot| **slot != UNKNOWN) {
+            let ring = self.slab.ring(*slot as usize);
+            for cursor in &self.slab.words(*slot as usize)[job.layout.cursors..][..job.layout.windows.len()] {
+                let (tail, head) = super::entity::places(*cursor);
+                touched ^= ring.touch(tail, job.layout.stride) ^ ring.touch(head, job.layout.stride);
+            }
+        }
+        std::hint::black_box(touched);
     }
 
-    fn evict(&mut self, layout: &Layout, slot: usize, boundary: i64) {
-        if layout.endless {
-            return;
+    #[inline]
+    fn pass_row(&mut self, job: &Job, row: u32, hash: u64, slot: u32, answers: &mut Answers) {
+        let key = job.keys.get(row as usize).expect("a row without a key has no hash");
+        let line = answers.line(row, &job.shape);
+        let found = if slot == UNKNOWN { self.find(hash, key) } else { Some(slot as usize) };
+        let slot = match found {
+            Some(slot) => slot,
+            None if job.insert => self.enter(job.layout, hash, key.to_key()),
+            None => return self.answer_unknown(job, line),
+        };
+        self.pass_slot(job, row as usize, slot, line);
+    }
+
+    fn pass_slot(&mut self, job: &Job, row: usize, slot: usize, line: &mut [u64]) {
+        let (layout, time) = (job.layout, job.times[row]);
+        let mut record = std::mem::take(&mut self.record);
+        if job.insert {
+            record.resize(layout.stride, 0);
+            write_record(layout, time, job.columns, job.filters, row, &mut record, &mut self.texts);
         }
-        let ring = &mut self.entries[slot].ring;
-        while ring.len() > 0 && ring.time(ring.first, layout.stride) <= boundary {
-            release_record(layout, ring.record(ring.first, layout.stride), &mut self.texts);
-            ring.evict(layout.stride);
-            self.retained -= 1;
+        let (mut entity, faults) = self.entity(layout, slot);
+        let before = entity.bytes();
+        entity.slide(time);
+        let freed = entity.evict(job.boundary.min(time.saturating_sub(layout.span)));
+        answer(job, &job.before, &entity, line, faults);
+        if job.insert {
+            entity.insert(&record);
         }
-        self.bytes -= ring.bytes();
-        ring.shrink(layout.stride);
-        self.bytes += ring.bytes();
+        answer(job, &job.after, &entity, line, faults);
+        let after = entity.bytes();
+        self.bytes = self.bytes - before + after;
+        self.retained = self.retained + job.insert as usize - freed;
+        self.record = record;
+    }
+
+    fn entity<'a>(&'a mut self, layout: &'a Layout, slot: usize) -> (Entity<'a>, &'a mut u64) {
+        let (words, ring, objects) = self.slab.block(slot);
+        let (texts, spills) = (&mut self.texts, &mut self.spills);
+        (Entity { layout, slot: slot as u32, words, ring, objects, texts, spills }, &mut self.faults)
+    }
+
+    fn answer_unknown(&mut self, job: &Job, line: &mut [u64]) {
+        let (mut words, mut ring) = (vec![0; job.layout.words], Ring::default());
+        let mut objects: Vec<_> = job.layout.objects.iter().map(Object::new).collect();
+        let nobody = Entity {
+            layout: job.layout,
+            slot: UNKNOWN,
+            words: &mut words,
+            ring: &mut ring,
+            objects: &mut objects,
+            texts: &mut self.texts,
+            spills: &mut self.spills,
+        };
+        answer(job, &job.before, &nobody, line, &mut self.faults);
+        answer(job, &job.after, &nobody, line, &mut self.faults);
+    }
+
+    fn enter(&mut self, layout: &Layout, hash: u64, key: Key) -> usize {
+        self.bytes += key.bytes() + layout.objects.len() * size_of::<Object>();
+        let slot = self.slab.enter(layout, key);
+        let slab = &self.slab;
+        self.table.insert_unique(hash, slot as u32, |slot| slab.key(*slot as usize).hash());
+        slot
     }
 
     /// Visits some keys in turn and frees what has left every window.
     pub fn sweep(&mut self, layout: &Layout, visits: usize, evict_before: i64) {
-        self.texts.sweep();
-        for _ in 0..visits.min(self.entries.len()) {
-            self.hand = if self.hand + 1 >= self.entries.len() { 0 } else { self.hand + 1 };
-            if self.entries[self.hand].used {
+        for _ in 0..visits {
+            if self.hand >= self.slab.len() {
+                self.hand = 0;
+                if self.round == Some(evict_before) {
+                    return; // a whole round found all there is to find
+                }
+                self.round = Some(evict_before);
+            }
+            if self.hand < self.slab.len() && self.slab.used(self.hand) {
                 self.sweep_key(layout, self.hand, evict_before);
             }
+            self.hand += 1;
         }
     }
 
     fn sweep_key(&mut self, layout: &Layout, slot: usize, evict_before: i64) {
         let boundary = evict_before.saturating_sub(layout.span);
-        let ring = &self.entries[slot].ring;
+        let ring = self.slab.ring(slot);
         if ring.len() > 0 && ring.time(ring.first, layout.stride) > boundary {
             return;
         }
-        self.slide(layout, slot, evict_before);
-        self.evict(layout, slot, boundary);
-        if self.entries[slot].ring.len() == 0 {
-            self.forget(slot);
+        let (mut entity, _) = self.entity(layout, slot);
+        let before = entity.bytes();
+        let freed = entity.free(boundary, evict_before);
+        let (after, left) = (entity.bytes(), entity.ring.len());
+        self.bytes = self.bytes - before + after;
+        self.retained -= freed;
+        if left == 0 && !layout.endless() {
+            self.forget(layout, slot);
         }
     }
 
-    fn forget(&mut self, slot: usize) {
-        let entry = &mut self.entries[slot];
-        let hash = entry.key.view().hash();
+    fn forget(&mut self, layout: &Layout, slot: usize) {
+        let key = self.slab.key(slot);
+        let hash = key.hash();
+        self.bytes -= key.to_key().bytes() + layout.objects.len() * size_of::<Object>();
+        let (entity, _) = self.entity(layout, slot);
+        let bytes = entity.bytes();
+        self.bytes -= bytes;
         if let Ok(found) = self.table.find_entry(hash, |known| *known as usize == slot) {
             found.remove();
-            self.bytes -= entry.key.bytes() + entry.cursors.len() * 8;
-            (entry.used, entry.key, entry.cursors) = (false, Key::Int(0), Box::default());
-            self.free.push(slot as u32);
+        }
+        self.slab.leave(slot);
+    }
+
+    /// Lets one row pass as if it came next, on a copy of its key's state that is dropped again.
+    pub fn peek_row(&mut self, job: &Job, from: &Shard, row: Hashed, key: KeyRef, answers: &mut Answers) {
+        if let Some(slot) = from.find(row.1, key) {
+            self.copy_key(job.layout, from, slot);
+        }
+        self.pass_row(job, row.0, row.1, UNKNOWN, answers);
+        if let Some(slot) = self.find(row.1, key) {
+            self.drop_copy(job.layout, slot);
+        }
+    }
+
+    /// Copies a key from another shard; its texts are this one's then.
+    fn copy_key(&mut self, layout: &Layout, from: &Shard, slot: usize) -> usize {
+        let key = from.slab.key(slot);
+        let copy = self.enter(layout, key.hash(), key.to_key());
+        let (words, ring, objects) = self.slab.block(copy);
+        words.copy_from_slice(from.slab.words(slot));
+        *ring = from.slab.ring(slot).clone();
+        objects.clone_from_slice(from.slab.objects(slot));
+        self.spills.copy(&from.spills, (slot as u32, copy as u32), layout);
+        let (mut entity, _) = self.entity(layout, copy);
+        entity.move_texts(&from.texts);
+        let bytes = entity.bytes();
+        self.bytes += bytes;
+        self.retained += self.slab.ring(copy).len();
+        copy
+    }
+
+    /// Drops a copy, but not its texts, which answers may show.
+    fn drop_copy(&mut self, layout: &Layout, slot: usize) {
+        self.spills.forget(slot as u32, layout);
+        self.forget(layout, slot);
+    }
+
+    /// Calls with each key that a query to come can see something of, and the place of its first living event.
+    pub fn living(&self, layout: &Layout, boundary: i64) -> Vec<(usize, u32)> {
+        let slots = (0..self.slab.len()).filter(|slot| self.slab.used(*slot));
+        let living = slots.map(|slot| (slot, first_after(self.slab.ring(slot), layout.stride, boundary)));
+        living.filter(|(slot, first)| layout.endless() || *first != self.slab.ring(*slot).end()).collect()
+    }
+
+    pub fn key(&self, slot: usize) -> KeyRef<'_> {
+        self.slab.key(slot)
+    }
+
+    pub fn ring(&self, slot: usize) -> &Ring {
+        self.slab.ring(slot)
+    }
+
+    /// Shows what endless windows know of a key's freed events, on a copy.
+    pub fn with_base<T>(
+        &self,
+        layout: &Layout,
+        slot: usize,
+        (boundary, evict_before): (i64, i64),
+        show: impl FnOnce(&Entity) -> T,
+    ) -> T {
+        let mut copies = Shard::default();
+        let copy = copies.copy_key(layout, self, slot);
+        let (mut entity, _) = copies.entity(layout, copy);
+        entity.free(boundary, evict_before);
+        entity.slide(i64::MIN);
+        show(&entity)
+    }
+
+    /// Makes room for a saved key's events.
+    pub fn restore(&mut self, layout: &Layout, key: Key, count: u32) -> usize {
+        let slot = self.enter(layout, key.view().hash(), key);
+        let (_, ring, _) = self.slab.block(slot);
+        *ring = Ring::filled(count, &layout.null_record());
+        self.bytes += ring.bytes();
+        self.retained += count as usize;
+        slot
+    }
+
+    pub fn records_mut(&mut self, slot: usize, stride: usize) -> impl Iterator<Item = &mut [u64]> {
+        self.slab.block(slot).1.records_mut(stride)
+    }
+
+    /// Changes a key, whose memory is counted anew after it.
+    pub fn change<T>(&mut self, layout: &Layout, slot: usize, change: impl FnOnce(&mut Entity) -> T) -> T {
+        let (mut entity, _) = self.entity(layout, slot);
+        let (bytes, events) = (entity.bytes(), entity.ring.len());
+        let result = change(&mut entity);
+        let (bytes_after, events_after) = (entity.bytes(), entity.ring.len());
+        self.bytes = self.bytes - bytes + bytes_after;
+        self.retained = self.retained - events + events_after;
+        result
+    }
+}
+
+#[inline]
+fn answer(job: &Job, reads: &[(usize, &Step)], entity: &Entity, line: &mut [u64], faults: &mut u64) {
+    let view = View {
+        layout: entity.layout,
+        slot: entity.slot,
+        words: entity.words,
+        ring: entity.ring,
+        objects: entity.objects,
+        texts: entity.texts,
+        spills: entity.spills,
+    };
+    for (read, step) in reads {
+        if let Some(value) = view.read(step, faults) {
+            job.shape.set(line, *read, value);
         }
     }
 }
 
-/// The place of the first event after a time, sought from a place near it.
-fn seek(ring: &Ring, stride: usize, mut place: u32, time: i64) -> u32 {
-    while place != ring.end() && ring.time(place, stride) <= time {
+fn newest(ring: &Ring, stride: usize) -> Option<i64> {
+    (ring.len() > 0).then(|| ring.time(ring.end().wrapping_sub(1), stride))
+}
+
+fn first_after(ring: &Ring, stride: usize, boundary: i64) -> u32 {
+    let mut place = ring.first;
+    while place != ring.end() && ring.time(place, stride) <= boundary {
         place = place.wrapping_add(1);
-    }
-    while place != ring.first && ring.time(place.wrapping_sub(1), stride) > time {
-        place = place.wrapping_sub(1);
     }
     place
 }

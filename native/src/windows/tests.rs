@@ -167,7 +167,7 @@ fn what_has_left_every_window_is_freed() {
             e
         })
         .collect::<Vec<_>>();
-    for _ in 0..20 {
+    for _ in 0..400 {
         let batch = Batch::new(&trial.plan, &nobody);
         let pass = Pass {
             times: &batch.times,

@@ -41,6 +41,11 @@ impl Texts {
         id
     }
 
+    /// One more use of a known text.
+    pub fn retain(&mut self, id: u64) {
+        self.texts[id as usize].1 += 1;
+    }
+
     pub fn release(&mut self, id: u64) {
         let (_, uses) = &mut self.texts[id as usize];
         *uses -= 1;

@@ -110,14 +110,27 @@ pub fn release_record(layout: &Layout, record: &[u64], texts: &mut Texts) {
     }
 }
 
-/// Makes a copied record use the texts of the store that it was copied into.
-pub fn copy_texts(layout: &Layout, record: &mut [u64], from: &Texts, into: &mut Texts) {
+/// Makes a copied record use the texts of the shard that it was copied into.
+pub fn move_record_texts(layout: &Layout, record: &mut [u64], from: &Texts, into: &mut Texts) {
     for slot in &layout.slots {
         if let Slot::Text { word } = *slot
             && record[word] != NULL_WORD
         {
             record[word] = into.acquire(from.get(record[word]));
         }
+    }
+}
+
+/// Writes a null of a column into a record whose flags are clear.
+pub fn write_null(slot: Slot, record: &mut [u64]) {
+    match slot {
+        Slot::Int { word, .. } => record[word] = 0,
+        Slot::Float { word } | Slot::Text { word } => record[word] = NULL_WORD,
+        Slot::Narrow { word } => record[word] = NULL_NARROW as u64,
+        Slot::Wide { word } => {
+            (record[word], record[word + 1]) = (NULL_WIDE as u64, (NULL_WIDE >> 64) as u64);
+        }
+        Slot::Bool { .. } => {}
     }
 }
 
