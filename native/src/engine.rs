@@ -18,7 +18,8 @@ use crate::error::{Error, Result};
 use crate::evaluate::Program;
 use crate::plan::{FeaturesPlan, KeyedPlan, Plan};
 use crate::schema::Field;
-use crate::windows::{Pass, Store};
+use crate::threads::side_by_side;
+use crate::windows::{Pass, Store, THREAD_ROWS};
 
 /// A row that was moved up because it came later than its topic's lateness allows.
 pub const LATE: u8 = 1;
@@ -107,20 +108,14 @@ impl Engine {
         for &index in &self.topics[topic].passes {
             let slots = self.store_reads(index, wanted);
             let state = &self.stores[index];
-            let values = state.run(
-                &self.plan,
-                index,
-                topic,
-                batch,
-                |pass| state.store.peek(pass),
-                PassOptions {
-                    times: &times,
-                    skip: None,
-                    wanted: &slots.reads,
-                    evict_before: i64::MIN,
-                    threads: 1,
-                },
-            )?;
+            let options = PassOptions {
+                times: &times,
+                skip: None,
+                wanted: &slots.reads,
+                evict_before: i64::MIN,
+                threads: 1,
+            };
+            let values = state.peek(&self.plan, index, topic, batch, options)?;
             slots.place(values, &mut reads);
         }
         let mut faults = 0;
@@ -231,32 +226,32 @@ impl Engine {
         skip: Option<&BooleanArray>,
         wanted: &[usize],
     ) -> Result<Vec<Vec<Option<ArrayRef>>>> {
-        let mut reads = self.empty_reads(wanted);
-        for index in self.topics[topic].passes.clone() {
-            let slots = self.store_reads(index, wanted);
-            if slots.reads.is_empty() && self.plan.stores[index].source != topic {
-                continue;
-            }
-            let options = PassOptions {
-                times,
-                skip,
-                wanted: &slots.reads,
+        let visits: Vec<Visit> = (self.topics[topic].passes.iter())
+            .map(|&index| Visit {
+                index,
+                slots: self.store_reads(index, wanted),
                 evict_before: self.evict_before(index),
-                threads: self.threads,
-            };
-            let plan = self.plan.clone();
-            let state = &mut self.stores[index];
-            let filtered = state.filtered(&plan, index, topic, batch)?;
-            self.faults += filtered.faults;
-            let columns = state.value_columns(&plan, index, topic, batch);
-            let keys = state.key_columns(topic, batch);
-            let values = state.store.pass(&options.pass(
-                &keys,
-                &columns,
-                &filtered.arrays,
-                plan.stores[index].source == topic,
-            ))?;
-            slots.place(values, &mut reads);
+            })
+            .filter(|visit| !visit.slots.reads.is_empty() || self.plan.stores[visit.index].source == topic)
+            .collect();
+        // Stores have nothing in common: several are worked on side by side, a single one by its shards.
+        let threads = if batch.num_rows() < THREAD_ROWS { 1 } else { self.threads };
+        let inside = if visits.len() < 2 { threads } else { 1 };
+        let plan = &self.plan;
+        let states = self.stores.iter_mut().enumerate();
+        let pairs = states.filter_map(|(index, state)| {
+            visits.iter().find(|visit| visit.index == index).map(|visit| (state, visit))
+        });
+        let passed = side_by_side(pairs.collect(), threads, |(state, visit): (&mut KeyedState, &Visit)| {
+            let (wanted, evict_before) = (&visit.slots.reads[..], visit.evict_before);
+            let options = PassOptions { times, skip, wanted, evict_before, threads: inside };
+            state.pass(plan, visit.index, topic, batch, options).map(|passed| (visit, passed))
+        });
+        let mut reads = self.empty_reads(wanted);
+        for passed in passed {
+            let (visit, (values, faults)) = passed?;
+            self.faults += faults;
+            visit.slots.place(values, &mut reads);
         }
         Ok(reads)
     }
@@ -313,7 +308,8 @@ impl Engine {
             if !self.plan.features[set].derived.is_empty() {
                 let mut inputs: Vec<ArrayRef> = batch.columns().to_vec();
                 inputs.extend(columns.iter().cloned());
-                let (derived, count) = self.derived[set].evaluate(&inputs, batch.num_rows())?;
+                let (derived, count) =
+                    self.derived[set].evaluate_on(self.threads, &inputs, batch.num_rows())?;
                 *faults += count;
                 columns.extend(derived);
             }
@@ -321,6 +317,13 @@ impl Engine {
         }
         Ok(features)
     }
+}
+
+/// A store that a batch passes.
+struct Visit {
+    index: usize,
+    slots: Slots,
+    evict_before: i64,
 }
 
 /// Which reads of one store are wanted, and in which set and column each value belongs.
@@ -410,19 +413,36 @@ impl KeyedState {
         })
     }
 
-    fn run(
+    /// The wanted values, and how many operations of the filters had no answer.
+    fn pass(
+        &mut self,
+        plan: &Plan,
+        index: usize,
+        topic: usize,
+        batch: &RecordBatch,
+        options: PassOptions,
+    ) -> Result<(Vec<ArrayRef>, u64)> {
+        let filtered = self.filtered(plan, index, topic, batch)?;
+        let columns = self.value_columns(plan, index, topic, batch);
+        let keys = self.key_columns(topic, batch);
+        let insert = plan.stores[index].source == topic;
+        let values = self.store.pass(&options.pass(&keys, &columns, &filtered.arrays, insert))?;
+        Ok((values, filtered.faults))
+    }
+
+    fn peek(
         &self,
         plan: &Plan,
         index: usize,
         topic: usize,
         batch: &RecordBatch,
-        call: impl FnOnce(&Pass) -> Result<Vec<ArrayRef>>,
         options: PassOptions,
     ) -> Result<Vec<ArrayRef>> {
         let filtered = self.filtered(plan, index, topic, batch)?;
         let columns = self.value_columns(plan, index, topic, batch);
         let keys = self.key_columns(topic, batch);
-        call(&options.pass(&keys, &columns, &filtered.arrays, plan.stores[index].source == topic))
+        let insert = plan.stores[index].source == topic;
+        self.store.peek(&options.pass(&keys, &columns, &filtered.arrays, insert))
     }
 
     fn filtered(&self, plan: &Plan, index: usize, topic: usize, batch: &RecordBatch) -> Result<Filtered> {

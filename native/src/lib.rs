@@ -18,4 +18,5 @@ pub mod log;
 pub mod plan;
 pub mod schema;
 pub mod snapshot;
+mod threads;
 pub mod windows;

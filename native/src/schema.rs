@@ -32,6 +32,14 @@ impl Type {
             Type::Decimal(precision, scale) => DataType::Decimal128(precision, scale),
         }
     }
+
+    /// Digits after the point.
+    pub fn scale(self) -> u32 {
+        match self {
+            Type::Decimal(_, scale) => scale as u32,
+            _ => 0,
+        }
+    }
 }
 
 impl std::fmt::Display for Type {

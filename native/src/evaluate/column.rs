@@ -426,13 +426,21 @@ impl<'a> Source for Texts<'a> {
 
 /// One bit per row.
 pub(super) fn bits(rows: usize, bit: impl Fn(usize) -> bool) -> BooleanBuffer {
-    let mut words = vec![0u64; rows.div_ceil(64)];
-    for (word, start) in words.iter_mut().zip((0..rows).step_by(64)) {
-        for (place, row) in (start..rows.min(start + 64)).enumerate() {
-            *word |= u64::from(bit(row)) << place;
+    let words = (0..rows).step_by(64).map(|start| {
+        // Bytes first: that loop works on many rows at a time, and packing does on eight.
+        let mut bytes = [0u8; 64];
+        for (byte, row) in bytes.iter_mut().zip(start..rows.min(start + 64)) {
+            *byte = bit(row) as u8;
         }
-    }
-    BooleanBuffer::new(Buffer::from_vec(words), 0, rows)
+        bytes.chunks_exact(8).rev().fold(0, |word, eight| word << 8 | pack(eight))
+    });
+    BooleanBuffer::new(Buffer::from_vec(words.collect::<Vec<u64>>()), 0, rows)
+}
+
+/// Eight bytes of 0 or 1 as the bits of one, the first as the lowest: the product moves byte i by 56 − 7i bits.
+fn pack(eight: &[u8]) -> u64 {
+    let bytes = u64::from_le_bytes(eight.try_into().expect("eight of them"));
+    bytes.wrapping_mul(0x0102_0408_1020_4080) >> 56
 }
 
 /// One bit per row of a pair of arguments.

@@ -123,9 +123,11 @@ fn take(args: &Args, choice: &[usize]) -> Result<Outcome> {
 
 /// The arguments by place; the conditions among them are not to be taken.
 fn sides<S>(args: &Args, side: impl Fn(usize) -> S) -> Vec<Option<S>> {
-    let conditional = args.node.operation == Operation::Case;
-    let condition = |place: usize| conditional && place.is_multiple_of(2) && place + 1 < args.len();
-    (0..args.len()).map(|place| (!condition(place)).then(|| side(place))).collect()
+    (0..args.len()).map(|place| (!is_condition(args, place)).then(|| side(place))).collect()
+}
+
+fn is_condition(args: &Args, place: usize) -> bool {
+    args.node.operation == Operation::Case && place.is_multiple_of(2) && place + 1 < args.len()
 }
 
 fn picked<S: Source>(choice: &[usize], sides: &[Option<S>]) -> Vec<S::Item>
@@ -143,6 +145,13 @@ where
 }
 
 fn chosen_nulls(args: &Args, choice: &[usize]) -> Option<NullBuffer> {
+    let case = args.node.operation == Operation::Case;
+    let whole = |place: usize| !args.column(place).has_nulls();
+    let mut places = (0..args.len()).filter(|place| !is_condition(args, *place));
+    // A case can take any of them; the other choices pass over nulls, where one argument is without.
+    if if case { places.all(whole) } else { places.any(whole) } {
+        return None;
+    }
     let valid = bits(args.rows, |row| args.column(choice[row]).valid(row));
     Some(NullBuffer::new(valid)).filter(|nulls| nulls.null_count() > 0)
 }

@@ -26,6 +26,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::schema::{Field, Type};
+use crate::threads::side_by_side;
 use column::{Args, Column, Outcome, Scalar};
 use plan::{Node, Operation};
 
@@ -68,17 +69,24 @@ impl Program {
     /// `columns` are all those that the program was bound to, in their order; only those that
     /// `columns()` names are looked at.
     pub fn evaluate(&self, columns: &[ArrayRef], rows: usize) -> Result<(Vec<ArrayRef>, u64)> {
+        self.evaluate_on(1, columns, rows)
+    }
+
+    /// The same on several threads, where the rows are many.
+    pub fn evaluate_on(
+        &self,
+        threads: usize,
+        columns: &[ArrayRef],
+        rows: usize,
+    ) -> Result<(Vec<ArrayRef>, u64)> {
         self.check(columns, rows)?;
         if rows <= CHUNK {
             return self.evaluate_chunk(columns, 0, rows);
         }
-        let mut chunks = Vec::with_capacity(rows.div_ceil(CHUNK));
-        let mut faults = 0;
-        for start in (0..rows).step_by(CHUNK) {
-            let (arrays, found) = self.evaluate_chunk(columns, start, CHUNK.min(rows - start))?;
-            chunks.push(arrays);
-            faults += found;
-        }
+        let starts = (0..rows).step_by(CHUNK).collect();
+        let chunk = |start| self.evaluate_chunk(columns, start, CHUNK.min(rows - start));
+        let chunks = side_by_side(starts, threads, chunk).into_iter().collect::<Result<Vec<_>>>()?;
+        let faults = chunks.iter().map(|(_, faults)| faults).sum();
         Ok((self.join(&chunks)?, faults))
     }
 
@@ -122,8 +130,9 @@ impl Program {
         Ok((arrays.collect::<Result<_>>()?, found))
     }
 
-    fn join(&self, chunks: &[Vec<ArrayRef>]) -> Result<Vec<ArrayRef>> {
-        let column = |place: usize| chunks.iter().map(|arrays| arrays[place].as_ref()).collect::<Vec<_>>();
+    fn join(&self, chunks: &[(Vec<ArrayRef>, u64)]) -> Result<Vec<ArrayRef>> {
+        let column =
+            |place: usize| chunks.iter().map(|(arrays, _)| arrays[place].as_ref()).collect::<Vec<_>>();
         (0..self.outputs.len())
             .map(|place| {
                 arrow_select::concat::concat(&column(place))

@@ -48,12 +48,11 @@ impl Entity<'_> {
     /// Moves every window to a time, forwards or backwards.
     pub fn slide(&mut self, time: i64) {
         let from = std::mem::replace(&mut self.words[TIME], time as u64) as i64;
-        for window in 0..self.layout.windows.len() {
-            match time.cmp(&from) {
-                Ordering::Greater => self.forwards(window, time),
-                Ordering::Less => self.backwards(window, time),
-                Ordering::Equal => {}
-            }
+        let windows = 0..self.layout.windows.len();
+        match time.cmp(&from) {
+            Ordering::Greater => windows.for_each(|window| self.forwards(window, time)),
+            Ordering::Less => windows.for_each(|window| self.backwards(window, time)),
+            Ordering::Equal => {}
         }
     }
 
@@ -113,7 +112,7 @@ impl Entity<'_> {
             self.keep_freed();
             let record = self.ring.record(self.ring.first, self.layout.stride);
             release_record(self.layout, record, self.texts);
-            self.ring.evict(self.layout.stride);
+            self.ring.evict();
         }
         if before != self.ring.len() {
             self.ring.shrink(self.layout.stride);
@@ -190,10 +189,19 @@ impl Entity<'_> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn pass(&mut self, window: usize, place: u32, edge: Edge, tail: u32) {
-        for index in self.layout.tallies_of[window].clone() {
-            self.count(&self.layout.tallies[index], place, edge, tail);
+        let layout = self.layout;
+        let Some(tallies) = &layout.quick_of[window] else { return self.pass_any(window, place, edge, tail) };
+        let record = self.ring.record(place, layout.stride);
+        tallies.iter().for_each(|tally| tally.pass(record, self.words, edge.away()));
+    }
+
+    #[inline(never)]
+    fn pass_any(&mut self, window: usize, place: u32, edge: Edge, tail: u32) {
+        let layout = self.layout;
+        for tally in &layout.tallies[layout.tallies_of[window].clone()] {
+            self.count(tally, place, edge, tail);
         }
     }
 
@@ -274,7 +282,7 @@ impl Entity<'_> {
 }
 
 /// A record's value, if it passes: `Some(0)` where only the event counts.
-#[inline]
+#[inline(always)]
 pub fn pick(of: &Picked, record: &[u64]) -> Option<i128> {
     if of.filter.is_some_and(|bit| !flag(record, bit)) {
         return None;

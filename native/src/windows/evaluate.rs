@@ -7,6 +7,7 @@ use super::exact::{Natural, divide, ratio, ratio_root};
 use super::layout::{Layout, Number, Step, TIME, Tally};
 use super::objects::{Freed, Object};
 use super::plan::Aggregate;
+use super::quick::{self, Reading};
 use super::ring::Ring;
 use super::sums::{self, Spills, Term};
 use super::texts::Texts;
@@ -25,8 +26,24 @@ pub struct View<'a> {
 
 impl View<'_> {
     /// The read's value, `None` if null; and counts a sum that overflows.
-    #[inline]
+    #[inline(always)]
     pub fn read(&self, step: &Step, faults: &mut u64) -> Option<i128> {
+        match step.reading {
+            Reading::Places(word) => {
+                let (tail, head) = places(self.words[word]);
+                Some(head.wrapping_sub(tail) as i128)
+            }
+            Reading::Count(word) => Some(self.words[word] as i128),
+            Reading::Mean { sum, count, unit } => match quick::mean(self.words, sum, count, unit) {
+                Some(mean) => Some(mean.to_bits() as i128),
+                None => self.moment(step, faults),
+            },
+            Reading::Other => self.look(step, faults),
+        }
+    }
+
+    #[inline(never)]
+    fn look(&self, step: &Step, faults: &mut u64) -> Option<i128> {
         match step.aggregate {
             Aggregate::Count => Some(self.count(step) as i128),
             Aggregate::NUnique => Some(self.objects[self.tally(step).unique?].unique() as i128),
@@ -44,13 +61,10 @@ impl View<'_> {
         &self.layout.tallies[step.tally.expect("the layout gave this read a tally")]
     }
 
+    /// All events so far, freed ones too.
     fn count(&self, step: &Step) -> u64 {
-        if let Some(tally) = step.tally {
-            return self.words[self.layout.tallies[tally].count];
-        }
         let (tail, head) = self.places(step);
-        let endless = self.layout.windows[step.window].length.is_none();
-        let freed = self.layout.freed.filter(|_| endless).map_or(0, |word| self.words[word]);
+        let freed = self.layout.freed.map_or(0, |word| self.words[word]);
         head.wrapping_sub(tail) as u64 + freed
     }
 
@@ -107,6 +121,7 @@ impl View<'_> {
         self.ring.record(place, self.layout.stride)
     }
 
+    #[inline(never)]
     fn moment(&self, step: &Step, faults: &mut u64) -> Option<i128> {
         let tally = self.tally(step);
         let count = self.words[tally.count];
@@ -182,10 +197,6 @@ impl Moment<'_> {
             Some(sum) => (sum < 0, sum.unsigned_abs(), 0, false),
             None => sums::leading(self.view.words, self.tally, self.view.slot, self.view.spills)?,
         };
-        if exponent == 0 && high < 1 << 53 && divisor < 1 << 53 {
-            let value = high as f64 / divisor as f64;
-            return Some(if negative && value != 0.0 { -value } else { value });
-        }
         let value = divide(high, exponent, inexact, divisor);
         Some(if negative && value != 0.0 { -value } else { value })
     }
@@ -207,10 +218,7 @@ impl Moment<'_> {
     }
 
     fn scale(&self) -> u32 {
-        match self.tally.of.kind {
-            Type::Decimal(_, scale) => scale as u32,
-            _ => 0,
-        }
+        self.tally.of.kind.scale()
     }
 
     fn unit(&self) -> Natural {

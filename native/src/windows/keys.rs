@@ -3,6 +3,7 @@
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Decimal128Type, Float64Type, Int64Type, TimestampMicrosecondType};
 use arrow_array::{Array, ArrayRef, StringArray};
+use arrow_buffer::NullBuffer;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::error::{Error, Result};
@@ -61,7 +62,7 @@ pub fn inline(types: &[Type]) -> bool {
 
 /// The keys of a batch's rows, `None` where a part is null.
 pub enum Keys<'a> {
-    Ints(&'a [i64], &'a ArrayRef),
+    Ints(&'a [i64], Option<&'a NullBuffer>),
     Texts(&'a StringArray),
     Parts { bytes: Vec<u8>, ends: Vec<usize>, nulls: Vec<bool> },
 }
@@ -74,9 +75,9 @@ impl<'a> Keys<'a> {
             return Err(Error::invalid("the key columns are not those of the state's plan"));
         }
         Ok(match types {
-            [Type::Int64] => Keys::Ints(arrays[0].as_primitive::<Int64Type>().values(), &arrays[0]),
+            [Type::Int64] => Keys::Ints(arrays[0].as_primitive::<Int64Type>().values(), arrays[0].nulls()),
             [Type::Timestamp] => {
-                Keys::Ints(arrays[0].as_primitive::<TimestampMicrosecondType>().values(), &arrays[0])
+                Keys::Ints(arrays[0].as_primitive::<TimestampMicrosecondType>().values(), arrays[0].nulls())
             }
             [Type::Text] => Keys::Texts(arrays[0].as_string()),
             _ => Keys::parts(arrays, types, rows),
@@ -97,9 +98,12 @@ impl<'a> Keys<'a> {
         Keys::Parts { bytes, ends, nulls }
     }
 
+    #[inline]
     pub fn get(&self, row: usize) -> Option<KeyRef<'_>> {
         match self {
-            Keys::Ints(values, array) => array.is_valid(row).then(|| KeyRef::Int(values[row])),
+            Keys::Ints(values, nulls) => {
+                nulls.is_none_or(|nulls| nulls.is_valid(row)).then(|| KeyRef::Int(values[row]))
+            }
             Keys::Texts(texts) => texts.is_valid(row).then(|| KeyRef::Bytes(texts.value(row).as_bytes())),
             Keys::Parts { bytes, ends, nulls } => {
                 let start = if row == 0 { 0 } else { ends[row - 1] };

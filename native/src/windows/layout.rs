@@ -13,6 +13,7 @@ use crate::error::Result;
 use crate::schema::Type;
 
 use super::plan::{Aggregate, Read, StorePlan, output_type};
+use super::quick::{Quick, Reading};
 use super::values::write_null;
 
 /// How one column's value lies in a record.
@@ -177,6 +178,7 @@ pub struct Step {
     pub output: Type,
     /// None where the window's two places, or a look at the events between them, are enough.
     pub tally: Option<usize>,
+    pub reading: Reading,
     /// The object that holds what was freed.
     pub base: Option<usize>,
 }
@@ -188,10 +190,14 @@ pub struct Layout {
     pub flags: usize,
     pub slots: Vec<Slot>,
     pub types: Vec<Type>,
+    /// Whether a record holds texts.
+    pub texts: bool,
     pub windows: Vec<Window>,
     /// In order of their windows.
     pub tallies: Vec<Tally>,
     pub tallies_of: Vec<Range<usize>>,
+    /// For each window its tallies, if all of them are quick.
+    pub quick_of: Vec<Option<Box<[Quick]>>>,
     pub bases: Vec<Base>,
     pub steps: Vec<Step>,
     pub objects: Vec<Blank>,
@@ -211,9 +217,13 @@ impl Layout {
         plan.check()?;
         let types: Vec<Type> = plan.columns.iter().map(|(_, kind)| *kind).collect();
         let (slots, flags, stride) = place(&types, plan.filters.len());
-        let mut layout = Layout { stride, flags, slots, types, words: 1, ..Layout::default() };
+        let texts = types.contains(&Type::Text);
+        let mut layout = Layout { stride, flags, slots, types, texts, words: 1, ..Layout::default() };
         layout.place_windows(&plan.reads);
         layout.place_tallies(&plan.reads);
+        layout.quick_of = (layout.tallies_of.iter())
+            .map(|tallies| layout.tallies[tallies.clone()].iter().map(Quick::of).collect())
+            .collect();
         layout.place_bases(&plan.reads);
         layout.steps = plan.reads.iter().map(|read| layout.step(read)).collect::<Result<_>>()?;
         Ok(layout)
@@ -320,13 +330,16 @@ impl Layout {
         let behind = matches!(read.aggregate, Aggregate::Lag(_) | Aggregate::SinceLast);
         let endless = read.length_us.is_none();
         let keep = kept(read.aggregate).filter(|_| endless);
+        let tally = self.tallies.iter().position(|t| tallied(read) && t.window == window && t.of == of);
+        let about = tally.map(|tally| &self.tallies[tally]);
         Ok(Step {
             aggregate: read.aggregate,
             of,
             window,
             after: read.include_current && !behind,
             output: output_type(read.aggregate, read.column.map(|column| self.types[column]))?,
-            tally: self.tallies.iter().position(|t| tallied(read) && t.window == window && t.of == of),
+            tally,
+            reading: Reading::of(self, read.aggregate, window, about),
             base: keep.and_then(|keep| self.base(of, keep)),
         })
     }

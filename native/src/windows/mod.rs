@@ -23,6 +23,8 @@ mod load;
 mod objects;
 mod output;
 mod plan;
+mod prefetch;
+mod quick;
 mod ring;
 mod save;
 mod shard;
@@ -44,6 +46,7 @@ use arrow_array::{Array, ArrayRef, BooleanArray};
 
 use crate::error::{Error, Result};
 use crate::schema::Type;
+use crate::threads::side_by_side;
 
 use keys::{KeyRef, Keys};
 use layout::Layout;
@@ -58,7 +61,7 @@ const SHARDS: usize = 4;
 /// Rows that are worked on and answered before the next ones: what they need stays in the cache.
 const SLAB: usize = 1 << 14;
 /// Fewer rows than this are not worth a thread.
-const THREAD_ROWS: usize = 1 << 12;
+pub const THREAD_ROWS: usize = 1 << 12;
 /// For so many rows that pass, the sweep visits one key in each shard.
 const ROWS_PER_VISIT: usize = 8;
 
@@ -110,7 +113,7 @@ impl Store {
         let mut outputs = outputs(&self.layout, pass);
         for start in (0..pass.times.len()).step_by(SLAB) {
             let rows = start..(start + SLAB).min(pass.times.len());
-            let threads = if rows.len() < THREAD_ROWS { 1 } else { pass.threads.clamp(1, SHARDS) };
+            let threads = if rows.len() < THREAD_ROWS { 1 } else { pass.threads };
             share(&mut self.rows, pass, &keys, rows.clone());
             self.passed += rows.len();
             let visits = self.passed / ROWS_PER_VISIT;
@@ -242,28 +245,11 @@ fn work(
     sweep: &Sweep,
     threads: usize,
 ) {
-    let one = |shard: &mut Shard, rows: &Vec<Hashed>, answers: &mut Answers| {
+    let items = shards.iter_mut().zip(rows).zip(answers).collect();
+    side_by_side(items, threads, |((shard, rows), answers)| {
         shard.sweep(job.layout, sweep.visits, sweep.evict_before);
         answers.clear();
         shard.pass(job, rows, answers);
-    };
-    let each = SHARDS.div_ceil(threads);
-    if threads == 1 {
-        shards
-            .iter_mut()
-            .zip(rows)
-            .zip(answers)
-            .for_each(|((shard, rows), answers)| one(shard, rows, answers));
-        return;
-    }
-    std::thread::scope(|scope| {
-        let groups = shards.chunks_mut(each).zip(rows.chunks(each)).zip(answers.chunks_mut(each));
-        for ((shards, rows), answers) in groups {
-            scope.spawn(move || {
-                let group = shards.iter_mut().zip(rows).zip(answers);
-                group.for_each(|((shard, rows), answers)| one(shard, rows, answers));
-            });
-        }
     });
 }
 
@@ -276,20 +262,9 @@ fn gather(
     rows: Range<usize>,
     threads: usize,
 ) -> Result<()> {
-    let each = outputs.len().div_ceil(threads).max(1);
-    if threads == 1 {
-        return outputs.iter_mut().try_for_each(|output| output.take(shape, answers, texts, rows.clone()));
-    }
-    std::thread::scope(|scope| {
-        let groups = outputs.chunks_mut(each).map(|outputs| {
-            let rows = rows.clone();
-            scope.spawn(move || {
-                outputs.iter_mut().try_for_each(|o| o.take(shape, answers, texts, rows.clone()))
-            })
-        });
-        let groups: Vec<_> = groups.collect();
-        groups.into_iter().try_for_each(|group| group.join().expect("gathering does not panic"))
-    })
+    let outputs = outputs.iter_mut().collect();
+    let taken = side_by_side(outputs, threads, |output| output.take(shape, answers, texts, rows.clone()));
+    taken.into_iter().collect()
 }
 
 fn columns<'a>(plan: &StorePlan, pass: &Pass<'a>) -> Result<Vec<Column<'a>>> {

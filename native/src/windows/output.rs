@@ -14,7 +14,7 @@ use crate::schema::Type;
 
 use super::texts::Texts;
 
-/// Where each wanted read's value lies in a row of answers: bits that say which are valid come first.
+/// Where each wanted read's value lies in a row of answers: bits that say which are null come first.
 #[derive(Debug, Default)]
 pub struct Shape {
     places: Vec<(usize, bool)>,
@@ -47,7 +47,7 @@ impl Answers {
         self.words.clear();
     }
 
-    /// A new row's line, all null.
+    /// A new row's line, all zero.
     #[inline]
     pub fn line(&mut self, row: u32, shape: &Shape) -> &mut [u64] {
         self.rows.push(row);
@@ -58,21 +58,21 @@ impl Answers {
 }
 
 impl Shape {
-    #[inline]
-    pub fn set(&self, line: &mut [u64], read: usize, value: i128) {
+    #[inline(always)]
+    pub fn set(&self, line: &mut [u64], read: usize, value: Option<i128>) {
+        let Some(value) = value else { return line[read / 64] |= 1 << (read % 64) };
         let (at, wide) = self.places[read];
-        line[read / 64] |= 1 << (read % 64);
         line[at] = value as u64;
         if wide {
             line[at + 1] = (value >> 64) as u64;
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn get(&self, line: &[u64], read: usize) -> Option<i128> {
         let (at, wide) = self.places[read];
         let high = if wide { (line[at + 1] as i64 as i128) << 64 } else { 0 };
-        (line[read / 64] >> (read % 64) & 1 == 1).then(|| high | line[at] as i128)
+        (line[read / 64] >> (read % 64) & 1 == 0).then(|| high | line[at] as i128)
     }
 }
 
@@ -113,30 +113,36 @@ impl Output {
         texts: &[&Texts],
         rows: Range<usize>,
     ) -> Result<()> {
+        self.mark_answered(parts, &rows);
         if let Values::Texts { .. } = self.values {
             return self.take_texts(shape, parts, texts, rows);
         }
+        let (read, valid) = (self.read, &mut self.valid);
         for part in parts {
-            match &mut self.values {
-                Values::Words(values) => {
-                    self.nulls -=
-                        scatter(shape, self.read, part, &mut self.valid, |row, v| values[row] = v as i64);
-                }
+            self.nulls += match &mut self.values {
+                Values::Words(values) => scatter(shape, read, part, valid, |row, v| values[row] = v as i64),
                 Values::Floats(values) => {
-                    let mut put = |row: usize, v| values[row] = f64::from_bits(v as u64);
-                    self.nulls -= scatter(shape, self.read, part, &mut self.valid, &mut put);
+                    scatter(shape, read, part, valid, |row, v| values[row] = f64::from_bits(v as u64))
                 }
-                Values::Decimals(values) => {
-                    self.nulls -= scatter(shape, self.read, part, &mut self.valid, |row, v| values[row] = v);
-                }
-                Values::Bools(values) => {
-                    self.nulls -=
-                        scatter(shape, self.read, part, &mut self.valid, |row, v| values[row] = v != 0);
-                }
-                Values::Texts { .. } => {}
-            }
+                Values::Decimals(values) => scatter(shape, read, part, valid, |row, v| values[row] = v),
+                Values::Bools(values) => scatter(shape, read, part, valid, |row, v| values[row] = v != 0),
+                Values::Texts { .. } => unreachable!("texts were taken"),
+            };
         }
         Ok(())
+    }
+
+    /// Rows that belong to no entity have no answer, and stay null.
+    fn mark_answered(&mut self, parts: &[Answers], rows: &Range<usize>) {
+        let answered: usize = parts.iter().map(|part| part.rows.len()).sum();
+        self.nulls -= answered;
+        if answered == rows.len() && rows.start % 8 == 0 {
+            self.valid[rows.start / 8..rows.end.div_ceil(8)].fill(u8::MAX);
+            return;
+        }
+        for row in parts.iter().flat_map(|part| &part.rows) {
+            self.valid[*row as usize / 8] |= 1 << (row % 8);
+        }
     }
 
     /// Texts go in the order of rows, not of shards.
@@ -150,7 +156,7 @@ impl Output {
         let mut found: Vec<&str> = vec![""; rows.len()];
         for (part, texts) in parts.iter().zip(texts) {
             let put = |row: usize, id: i128| found[row - rows.start] = texts.get(id as u64);
-            self.nulls -= scatter(shape, self.read, part, &mut self.valid, put);
+            self.nulls += scatter(shape, self.read, part, &mut self.valid, put);
         }
         let Values::Texts { ends, bytes } = &mut self.values else { return Ok(()) };
         for text in found {
@@ -160,7 +166,7 @@ impl Output {
         Ok(())
     }
 
-    pub fn finish(self) -> ArrayRef {
+    pub fn finish(mut self) -> ArrayRef {
         let rows = match &self.values {
             Values::Words(values) => values.len(),
             Values::Floats(values) => values.len(),
@@ -168,6 +174,10 @@ impl Output {
             Values::Bools(values) => values.len(),
             Values::Texts { ends, .. } => ends.len() - 1,
         };
+        // Equal columns have equal bytes: the last one's bits beyond the rows are clear.
+        if let (Some(last), 1..) = (self.valid.last_mut(), rows % 8) {
+            *last &= (1 << (rows % 8)) - 1;
+        }
         let valid = BooleanBuffer::new(Buffer::from_vec(self.valid), 0, rows);
         let nulls = (self.nulls > 0).then(|| NullBuffer::new(valid));
         match (self.values, self.kind) {
@@ -192,8 +202,8 @@ fn primitive<T: ArrowPrimitiveType>(values: Vec<T::Native>, nulls: Option<NullBu
     PrimitiveArray::new(values.into(), nulls)
 }
 
-/// Puts one read's values in their rows; gives how many there were.
-#[inline]
+/// Puts one read's values in their rows; gives how many are null.
+#[inline(always)]
 fn scatter(
     shape: &Shape,
     read: usize,
@@ -201,16 +211,17 @@ fn scatter(
     valid: &mut [u8],
     mut put: impl FnMut(usize, i128),
 ) -> usize {
-    let mut count = 0;
+    let mut nulls = 0;
     for (row, line) in part.rows.iter().zip(part.words.chunks_exact(shape.width)) {
-        if let Some(value) = shape.get(line, read) {
-            let row = *row as usize;
-            put(row, value);
-            valid[row / 8] |= 1 << (row % 8);
-            count += 1;
+        match shape.get(line, read) {
+            Some(value) => put(*row as usize, value),
+            None => {
+                valid[*row as usize / 8] &= !(1 << (row % 8));
+                nulls += 1;
+            }
         }
     }
-    count
+    nulls
 }
 
 fn too_long() -> Error {

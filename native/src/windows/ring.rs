@@ -3,11 +3,15 @@
 //! A place in the ring is a number that rises by one with each event and wraps around; it stays the same while
 //! older events are freed.
 
-const GROWTH_MIN: usize = 2;
+use super::prefetch::prefetch;
+
+const GROWTH_MIN: u32 = 2;
 
 #[derive(Default, Clone, Debug)]
 pub struct Ring {
     words: Box<[u64]>,
+    /// In records; kept, because a division by the stride would cost more than a look at an event.
+    capacity: u32,
     start: u32,
     len: u32,
     /// The place of the oldest event.
@@ -17,7 +21,7 @@ pub struct Ring {
 impl Ring {
     /// A full ring of equal records, to be overwritten.
     pub fn filled(len: u32, record: &[u64]) -> Ring {
-        Ring { words: record.repeat(len as usize).into(), start: 0, len, first: 0 }
+        Ring { words: record.repeat(len as usize).into(), capacity: len, start: 0, len, first: 0 }
     }
 
     /// The records of a ring that was made full and has not moved.
@@ -50,11 +54,15 @@ impl Ring {
         &mut self.words[at..at + stride]
     }
 
-    /// Loads a record's line into the cache; any place will do.
+    /// Asks for a record's line; any place will do.
     #[inline]
-    pub fn touch(&self, place: u32, stride: usize) -> u64 {
-        let inside = place.wrapping_sub(self.first) < self.len;
-        if inside { self.words[self.at(place, stride)] } else { 0 }
+    pub fn prefetch(&self, place: u32, stride: usize) {
+        if place.wrapping_sub(self.first) < self.len {
+            let at = self.at(place, stride);
+            // A window's edge is about to move on: the next record may lie in the next line.
+            prefetch(&self.words[at]);
+            prefetch(&self.words[(at + 2 * stride).min(self.words.len() - 1)]);
+        }
     }
 
     #[inline]
@@ -65,16 +73,15 @@ impl Ring {
     #[inline]
     fn at(&self, place: u32, stride: usize) -> usize {
         debug_assert!(place.wrapping_sub(self.first) < self.len);
-        let capacity = self.words.len() / stride;
-        let slot = (self.start + place.wrapping_sub(self.first)) as usize;
-        (if slot >= capacity { slot - capacity } else { slot }) * stride
+        let slot = self.start + place.wrapping_sub(self.first);
+        (if slot >= self.capacity { slot - self.capacity } else { slot }) as usize * stride
     }
 
     /// Inserts a record at a place between `first` and `end`; those from there on move up by one.
     pub fn insert(&mut self, place: u32, record: &[u64]) {
         let stride = record.len();
-        if self.len() * stride == self.words.len() {
-            self.resize(self.grown(stride), stride);
+        if self.len == self.capacity {
+            self.resize(self.grown(), stride);
         }
         self.len += 1;
         let mut gap = self.end().wrapping_sub(1);
@@ -88,36 +95,33 @@ impl Ring {
     }
 
     /// Frees the oldest event.
-    pub fn evict(&mut self, stride: usize) {
-        let capacity = self.words.len() / stride;
-        self.start = if self.start as usize + 1 == capacity { 0 } else { self.start + 1 };
+    pub fn evict(&mut self) {
+        self.start = if self.start + 1 == self.capacity { 0 } else { self.start + 1 };
         self.first = self.first.wrapping_add(1);
         self.len -= 1;
     }
 
     /// Gives back memory when most of it is unused.
     pub fn shrink(&mut self, stride: usize) {
-        let capacity = self.words.len() / stride;
         if self.len == 0 {
             self.words = Box::default();
-            self.start = 0;
-        } else if capacity > 8 && self.len() * 2 < capacity {
-            self.resize(self.len() + self.len() / 8 + 1, stride);
+            (self.capacity, self.start) = (0, 0);
+        } else if self.capacity > 8 && self.len < self.capacity / 2 {
+            self.resize(self.len + self.len / 8 + 1, stride);
         }
     }
 
-    fn grown(&self, stride: usize) -> usize {
-        let capacity = self.words.len() / stride;
-        (capacity + capacity / 4).max(capacity + GROWTH_MIN)
+    fn grown(&self) -> u32 {
+        (self.capacity + self.capacity / 4).max(self.capacity + GROWTH_MIN)
     }
 
-    fn resize(&mut self, capacity: usize, stride: usize) {
-        let mut words = Vec::with_capacity(capacity * stride);
+    fn resize(&mut self, capacity: u32, stride: usize) {
+        let mut words = Vec::with_capacity(capacity as usize * stride);
         for offset in 0..self.len {
             words.extend_from_slice(self.record(self.first.wrapping_add(offset), stride));
         }
-        words.resize(capacity * stride, 0);
+        words.resize(capacity as usize * stride, 0);
         self.words = words.into_boxed_slice();
-        self.start = 0;
+        (self.capacity, self.start) = (capacity, 0);
     }
 }

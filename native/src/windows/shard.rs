@@ -3,10 +3,10 @@
 use arrow_array::BooleanArray;
 use hashbrown::HashTable;
 
-use super::entity::Entity;
+use super::entity::{Entity, places};
 use super::evaluate::View;
 use super::keys::{Key, KeyRef, Keys};
-use super::layout::{Layout, Step, TIME};
+use super::layout::{Layout, Step};
 use super::objects::Object;
 use super::output::{Answers, Shape};
 use super::ring::Ring;
@@ -93,7 +93,7 @@ impl Shard {
         }
     }
 
-    /// Finds the keys of some rows, and touches what they will need: the cache misses of different rows overlap,
+    /// Finds the keys of some rows, and asks for what they will need: the cache misses of different rows overlap,
     /// where one after the other they would be most of the time.
     fn look_ahead(&self, job: &Job, group: &[Hashed], slots: &mut [u32; AHEAD]) {
         for ((row, hash), slot) in group.iter().zip(slots.iter_mut()) {
@@ -103,32 +103,34 @@ impl Shard {
                 *slot = found as u32;
             }
         }
-        let mut touched = 0;
-        for slot in slots.iter().filter(|slot| **slot != UNKNOWN) {
-            let words = self.slab.words(*slot as usize);
-            touched ^= words[TIME] ^ words[words.len() - 1] ^ self.slab.ring(*slot as usize).first as u64;
-        }
-        for slot in slots.iter().filter(|slot| **slot != UNKNOWN) {
-            let ring = self.slab.ring(*slot as usize);
-            for cursor in &self.slab.words(*slot as usize)[job.layout.cursors..][..job.layout.windows.len()] {
-                let (tail, head) = super::entity::places(*cursor);
-                touched ^= ring.touch(tail, job.layout.stride) ^ ring.touch(head, job.layout.stride);
+        let known = || slots.iter().filter(|slot| **slot != UNKNOWN).map(|slot| *slot as usize);
+        known().for_each(|slot| self.slab.prefetch(slot));
+        for slot in known() {
+            let (ring, stride) = (self.slab.ring(slot), job.layout.stride);
+            for cursor in &self.slab.words(slot)[job.layout.cursors..][..job.layout.windows.len()] {
+                let (tail, head) = places(*cursor);
+                ring.prefetch(tail, stride);
+                ring.prefetch(head, stride);
             }
+            ring.prefetch(ring.end().wrapping_sub(1), stride);
         }
-        std::hint::black_box(touched);
     }
 
     #[inline]
     fn pass_row(&mut self, job: &Job, row: u32, hash: u64, slot: u32, answers: &mut Answers) {
-        let key = job.keys.get(row as usize).expect("a row without a key has no hash");
         let line = answers.line(row, &job.shape);
-        let found = if slot == UNKNOWN { self.find(hash, key) } else { Some(slot as usize) };
-        let slot = match found {
-            Some(slot) => slot,
-            None if job.insert => self.enter(job.layout, hash, key.to_key()),
-            None => return self.answer_unknown(job, line),
-        };
-        self.pass_slot(job, row as usize, slot, line);
+        if slot != UNKNOWN {
+            return self.pass_slot(job, row as usize, slot as usize, line);
+        }
+        let key = job.keys.get(row as usize).expect("a row without a key has no hash");
+        match self.find(hash, key) {
+            Some(slot) => self.pass_slot(job, row as usize, slot, line),
+            None if job.insert => {
+                let slot = self.enter(job.layout, hash, key.to_key());
+                self.pass_slot(job, row as usize, slot, line);
+            }
+            None => self.answer_unknown(job, line),
+        }
     }
 
     fn pass_slot(&mut self, job: &Job, row: usize, slot: usize, line: &mut [u64]) {
@@ -142,11 +144,15 @@ impl Shard {
         let before = entity.bytes();
         entity.slide(time);
         let freed = entity.evict(job.boundary.min(time.saturating_sub(layout.span)));
-        answer(job, &job.before, &entity, line, faults);
+        if !job.before.is_empty() {
+            answer(job, &job.before, &entity, line, faults);
+        }
         if job.insert {
             entity.insert(&record);
         }
-        answer(job, &job.after, &entity, line, faults);
+        if !job.after.is_empty() {
+            answer(job, &job.after, &entity, line, faults);
+        }
         let after = entity.bytes();
         self.bytes = self.bytes - before + after;
         self.retained = self.retained + job.insert as usize - freed;
@@ -321,7 +327,6 @@ impl Shard {
     }
 }
 
-#[inline]
 fn answer(job: &Job, reads: &[(usize, &Step)], entity: &Entity, line: &mut [u64], faults: &mut u64) {
     let view = View {
         layout: entity.layout,
@@ -333,9 +338,7 @@ fn answer(job: &Job, reads: &[(usize, &Step)], entity: &Entity, line: &mut [u64]
         spills: entity.spills,
     };
     for (read, step) in reads {
-        if let Some(value) = view.read(step, faults) {
-            job.shape.set(line, *read, value);
-        }
+        job.shape.set(line, *read, view.read(step, faults));
     }
 }
 

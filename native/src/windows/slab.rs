@@ -3,9 +3,12 @@
 use super::keys::{Key, KeyRef};
 use super::layout::{Layout, TIME};
 use super::objects::Object;
+use super::prefetch::prefetch;
 use super::ring::Ring;
 
 const CHUNK: usize = 256;
+/// Words of a cache line.
+const LINE_WORDS: usize = 8;
 
 #[derive(Default, Debug)]
 pub struct Slab {
@@ -97,6 +100,14 @@ impl Slab {
 
     pub fn words(&self, slot: usize) -> &[u64] {
         &self.chunks[slot / CHUNK].words[slot % CHUNK * self.stride..][..self.stride]
+    }
+
+    /// Asks for a key's words and its ring.
+    #[inline]
+    pub fn prefetch(&self, slot: usize) {
+        self.words(slot).iter().step_by(LINE_WORDS).for_each(prefetch);
+        self.words(slot).last().into_iter().for_each(prefetch);
+        prefetch(self.ring(slot));
     }
 
     pub fn objects(&self, slot: usize) -> &[Object] {

@@ -104,14 +104,17 @@ pub fn add(
     spills: &mut Spills,
 ) {
     match term.number {
-        Number::Narrow if !term.squared => {
-            let sum = (words[at] as u128 | (words[at + 1] as u128) << 64) as i128;
-            let sum = if away { sum - value } else { sum + value };
-            (words[at], words[at + 1]) = (sum as u64, (sum >> 64) as u64);
-        }
+        Number::Narrow if !term.squared => add_narrow(words, at, value, away),
         Number::Narrow | Number::Wide => add_integer(words, at, term, value, away),
         Number::Float => add_float(words, at, term, f64::from_bits(value as u64), away, (slot, at), spills),
     }
+}
+
+#[inline(always)]
+pub fn add_narrow(words: &mut [u64], at: usize, value: i128, away: bool) {
+    let sum = (words[at] as u128 | (words[at + 1] as u128) << 64) as i128;
+    let sum = if away { sum - value } else { sum + value };
+    (words[at], words[at + 1]) = (sum as u64, (sum >> 64) as u64);
 }
 
 fn add_integer(words: &mut [u64], at: usize, term: Term, value: i128, away: bool) {

@@ -14,7 +14,7 @@ use super::layout::{Layout, Slot};
 use super::texts::Texts;
 
 pub const NULL_WORD: u64 = u64::MAX; // a NaN among the floats, no text's id
-const NULL_NARROW: i64 = i64::MIN;
+pub const NULL_NARROW: i64 = i64::MIN;
 const NULL_WIDE: i128 = i128::MIN;
 
 /// One column of a batch, ready to be read by row.
@@ -101,6 +101,9 @@ pub fn write_record(
 
 /// Gives back the texts that a record uses.
 pub fn release_record(layout: &Layout, record: &[u64], texts: &mut Texts) {
+    if !layout.texts {
+        return;
+    }
     for slot in &layout.slots {
         if let Slot::Text { word } = *slot
             && record[word] != NULL_WORD
@@ -135,7 +138,7 @@ pub fn write_null(slot: Slot, record: &mut [u64]) {
 }
 
 /// A column's value in a record, `None` if null.
-#[inline]
+#[inline(always)]
 pub fn value(slot: Slot, record: &[u64]) -> Option<i128> {
     match slot {
         Slot::Int { word, bit } => flag(record, bit).then(|| record[word] as i64 as i128),

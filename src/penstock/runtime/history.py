@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-BATCH_ROWS = 131_072
+BATCH_ROWS = 65_536
 TEXT_BYTES = 8 << 20
 REFUSED_SHOWN = 5
 
