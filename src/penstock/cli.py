@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import time
@@ -17,6 +18,8 @@ from penstock.settings import FILE, SETTINGS, Settings, read_settings
 
 def main() -> None:
     """The entry point: an error of ours is a message and exit status 1."""
+    # What is imported and compiled stays: looking through it again and again would be a tenth of a start.
+    gc.set_threshold(50_000, 20, 100)
     try:
         commands(standalone_mode=False)
     except click.exceptions.Abort:

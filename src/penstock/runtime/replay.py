@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 AHEAD = 4
-ROW_GROUP_ROWS = 1 << 20
+# Small enough that the last one, which nothing else is done beside, is soon written.
+ROW_GROUP_ROWS = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -169,13 +170,13 @@ def write_parquet(
         gathered = []
         if writer is None:
             writer = _parquet_writer(draft, table.schema)
-        writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+        writer.write_table(table, row_group_size=2 * ROW_GROUP_ROWS)
 
     try:
         for batch in batches:
             gathered.append(batch)
             rows += batch.num_rows
-            if sum(each.num_rows for each in gathered) >= ROW_GROUP_ROWS // 4:
+            if sum(each.num_rows for each in gathered) >= ROW_GROUP_ROWS:
                 flush()
             progress(rows)
         flush()
