@@ -69,7 +69,8 @@ def operators_figure() -> Figure:
 
 
 def operators_seconds(plan: Plan, batches: list[pa.RecordBatch]) -> float:
-    replayer = _native.Replayer(plan.to_json(), features=0, decide=False, threads=2)
+    names = [column["name"] for column in plan.document["features"][0]["columns"]]
+    replayer = _native.Replayer(plan.to_json(), features=0, select=names, threads=2)
     start = time.perf_counter()
     for batch in batches:
         replayer.process(0, batch)

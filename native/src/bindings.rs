@@ -40,6 +40,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Follower>()?;
     module.add_class::<Replayer>()?;
     module.add_class::<LogReader>()?;
+    module.add_class::<LogRuns>()?;
     module.add_class::<Lock>()?;
     module.add_class::<Evaluator>()?;
     module.add_class::<JsonDecoder>()?;
@@ -517,23 +518,29 @@ struct Replayer {
     set: usize,
     model: bool,
     offset: i64,
-    decide: bool,
+    /// The columns that are wanted, in their order.
+    select: Vec<String>,
 }
+
+/// What a policy adds to an event's fields and features.
+const DECIDED: [&str; 3] = ["score", "outcome", "reasons"];
 
 #[pymethods]
 impl Replayer {
     /// `policy` or, without one, the set of features whose rows are wanted; with neither, events are only remembered.
+    /// `select` names the wanted columns: of the event, of the features, and `score`, `outcome` and `reasons`.
     #[new]
-    #[pyo3(signature = (plan, *, policy=None, features=None, decide=true, threads=2))]
+    #[pyo3(signature = (plan, *, policy=None, features=None, select, threads=2))]
     fn new(
         plan: &str,
         policy: Option<usize>,
         features: Option<usize>,
-        decide: bool,
+        select: Vec<String>,
         threads: usize,
     ) -> PyResult<Replayer> {
         let plan = Arc::new(Plan::from_json(plan).map_err(raise)?);
         let set = policy.map(|policy| plan.policies[policy].features).or(features);
+        let policy = policy.filter(|_| select.iter().any(|name| DECIDED.contains(&name.as_str())));
         Ok(Replayer {
             decider: policy.map(|policy| Decider::new(&plan, policy)).transpose().map_err(raise)?,
             topic: set.map(|set| plan.features[set].topic),
@@ -541,17 +548,17 @@ impl Replayer {
             model: policy.is_some_and(|policy| plan.policies[policy].model.is_some()),
             engine: Engine::new(plan, threads).map_err(raise)?,
             offset: 0,
-            decide,
+            select,
         })
     }
 
-    /// Rows of a topic in order. For the wanted topic: the features, and the outcome and rules where no model is asked.
+    /// Rows of a topic in order. For the wanted topic the selected columns; where a model is to be asked, the features.
     fn process(&mut self, py: Python<'_>, topic: usize, batch: &Bound<'_, PyAny>) -> PyResult<Option<Batch>> {
         let batch = import_batch(batch)?;
         py.detach(|| self.run(topic, &batch)).map(|output| output.map(Batch)).map_err(raise)
     }
 
-    /// With a model: the outcome and rules of rows that `process` gave the features of.
+    /// With a model: the selected columns of rows that `process` gave the features of.
     fn decide(
         &mut self,
         py: Python<'_>,
@@ -561,7 +568,7 @@ impl Replayer {
     ) -> PyResult<Batch> {
         let (events, features) = (import_batch(events)?, import_batch(features)?);
         let score = import_batch(scores)?.column(0).clone();
-        py.detach(|| self.conclude(&events, features.columns().to_vec(), &score)).map(Batch).map_err(raise)
+        py.detach(|| self.conclude(&events, features.columns(), &score)).map(Batch).map_err(raise)
     }
 
     #[getter]
@@ -588,16 +595,18 @@ impl Replayer {
         }
         let mut processed = self.engine.process(topic, batch, None, &[self.set])?;
         let features = processed.features.swap_remove(0);
-        if self.decider.is_some() && self.decide && !self.model {
-            return self.conclude(batch, features, &no_score(batch.num_rows())).map(Some);
+        match (&self.decider, self.model) {
+            (None, _) => self.table(batch, &features, Vec::new()),
+            (Some(_), false) => self.conclude(batch, &features, &no_score(batch.num_rows())),
+            (Some(_), true) => named_batch(self.feature_columns(&features)),
         }
-        self.table(features, Vec::new()).map(Some)
+        .map(Some)
     }
 
     fn conclude(
         &mut self,
         events: &RecordBatch,
-        features: Vec<ArrayRef>,
+        features: &[ArrayRef],
         score: &ArrayRef,
     ) -> crate::error::Result<RecordBatch> {
         let rows = events.num_rows();
@@ -606,32 +615,42 @@ impl Replayer {
         let offsets: Vec<i64> = (self.offset..self.offset + rows as i64).collect();
         self.offset += rows as i64;
         let marks = vec![0; rows];
-        let case = Case { events, features: &features, score, marks: &marks, offsets: &offsets };
+        let case = Case { events, features, score, marks: &marks, offsets: &offsets };
         let verdicts = decider.decide(&case)?;
-        let decided = vec![
-            ("score", score.clone()),
-            ("outcome", decider.outcome_column(&verdicts)),
-            ("reasons", decider.rule_column(&verdicts)),
-        ];
-        self.table(features, decided)
+        let decided = vec![score.clone(), decider.outcome_column(&verdicts), decider.rule_column(&verdicts)];
+        self.table(events, features, decided)
     }
 
+    fn feature_columns(&self, features: &[ArrayRef]) -> Vec<(ArrowField, ArrayRef)> {
+        let fields = self.engine.plan.features[self.set].columns.iter();
+        fields.zip(features).map(|(field, column)| named(&field.name, column)).collect()
+    }
+
+    /// The selected ones of all columns. An event's fields keep what they say of nulls.
     fn table(
         &self,
-        features: Vec<ArrayRef>,
-        decided: Vec<(&str, ArrayRef)>,
+        events: &RecordBatch,
+        features: &[ArrayRef],
+        decided: Vec<ArrayRef>,
     ) -> crate::error::Result<RecordBatch> {
-        let columns = self.engine.plan.features[self.set].columns.iter().map(|field| field.name.as_str());
-        let mut named: Vec<(&str, ArrayRef)> = columns.zip(features).collect();
-        named.extend(decided);
-        let fields: Vec<ArrowField> = named
-            .iter()
-            .map(|(name, column)| ArrowField::new(*name, column.data_type().clone(), true))
-            .collect();
-        let columns = named.into_iter().map(|(_, column)| column).collect();
-        RecordBatch::try_new(Arc::new(ArrowSchema::new(fields)), columns)
-            .map_err(|error| Error::invalid(format!("the results do not fit their table: {error}")))
+        let fields = events.schema_ref().fields().iter().map(|field| ArrowField::clone(field));
+        let mut columns: Vec<_> = fields.zip(events.columns().iter().cloned()).collect();
+        columns.extend(self.feature_columns(features));
+        columns.extend(DECIDED.iter().zip(&decided).map(|(name, column)| named(name, column)));
+        let find = |name: &String| columns.iter().find(|(field, _)| field.name() == name).cloned();
+        let selected: Option<Vec<_>> = self.select.iter().map(find).collect();
+        named_batch(selected.ok_or_else(|| Error::invalid("a column is selected that there is not"))?)
     }
+}
+
+fn named(name: &str, column: &ArrayRef) -> (ArrowField, ArrayRef) {
+    (ArrowField::new(name, column.data_type().clone(), true), column.clone())
+}
+
+fn named_batch(columns: Vec<(ArrowField, ArrayRef)>) -> crate::error::Result<RecordBatch> {
+    let (fields, columns): (Vec<_>, Vec<_>) = columns.into_iter().unzip();
+    RecordBatch::try_new(Arc::new(ArrowSchema::new(fields)), columns)
+        .map_err(|error| Error::invalid(format!("the results do not fit their table: {error}")))
 }
 
 // The log's files.
@@ -722,6 +741,43 @@ impl LogReader {
             }
         }
         Ok(None)
+    }
+}
+
+/// Reads topics from a log's start as they are defined now: fields that came later are null.
+#[pyclass]
+struct LogRuns {
+    runs: log::Runs,
+    schemas: Vec<Schema>,
+}
+
+#[pymethods]
+impl LogRuns {
+    /// `topics` are names, each with its fields; `rows` is about how many one run may have.
+    #[new]
+    fn new(
+        py: Python<'_>,
+        data: &Bound<'_, PyAny>,
+        topics: Vec<(String, String)>,
+        rows: usize,
+    ) -> PyResult<LogRuns> {
+        let disk = disk(data)?;
+        let schemas =
+            topics.iter().map(|(_, fields)| Ok(Schema { fields: from_json(fields, "the fields")? }));
+        let schemas = schemas.collect::<PyResult<_>>()?;
+        let names = topics.into_iter().map(|(name, _)| name).collect();
+        let runs = py.detach(|| log::Runs::open(disk, names, rows)).map_err(raise)?;
+        Ok(LogRuns { runs, schemas })
+    }
+
+    /// The next run of one topic's rows: (the topic's index, rows); None at the log's end, for now.
+    fn next(&mut self, py: Python<'_>) -> PyResult<Option<(usize, Batch)>> {
+        py.detach(|| {
+            let Some((topic, batch)) = self.runs.next()? else { return Ok(None) };
+            let (batch, _) = conform_batch(&batch, &self.schemas[topic], Unknown::Ignore)?;
+            Ok(Some((topic, Batch(batch))))
+        })
+        .map_err(raise)
     }
 }
 

@@ -185,8 +185,8 @@ class LogHistory:
     def __init__(self, plan: Plan, data: Path) -> None:
         if not (data / "log").is_dir():
             raise InputError(f"{data} is not a data directory: it has no log")
-        self.plan = plan
-        self.reader = _native.LogReader(str(data))
+        topics = [(topic["name"], json.dumps(topic["fields"])) for topic in plan.document["topics"]]
+        self.runs = _native.LogRuns(str(data), topics, BATCH_ROWS)
         self.refusals = Refusals()
 
     def rows(self) -> int | None:
@@ -195,14 +195,9 @@ class LogHistory:
     def __iter__(self) -> Iterator[tuple[int, pa.RecordBatch]]:
         import pyarrow as pa
 
-        topics = {topic["name"]: index for index, topic in enumerate(self.plan.document["topics"])}
-        fields = [json.dumps(topic["fields"]) for topic in self.plan.document["topics"]]
-        while (sections := self.reader.next()) is not None:
-            for name, _, _, _, batch in sections:
-                if name in topics:
-                    index = topics[name]
-                    conformed, _ = _native.conform(batch, fields[index], True)
-                    yield index, pa.record_batch(conformed)
+        while (run := self.runs.next()) is not None:
+            topic, batch = run
+            yield topic, pa.record_batch(batch)
 
 
 def _take_sorted(

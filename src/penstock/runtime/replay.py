@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 AHEAD = 4
+DECIDED = ["score", "outcome", "reasons"]
 # Small enough that the last one, which nothing else is done beside, is soon written.
 ROW_GROUP_ROWS = 1 << 17
+ROW_GROUP_CHUNKS = 16
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Replay:
         document = self.plan.document
         fields = [field["name"] for field in document["topics"][self.topic]["fields"]]
         features = [column["name"] for column in document["features"][self.features]["columns"]]
-        decided = [] if self.policy is None else ["score", "outcome", "reasons"]
+        decided = [] if self.policy is None else DECIDED
         return fields + features + decided
 
     def run(
@@ -66,38 +68,21 @@ class Replay:
         threads: int = 2,
     ) -> Iterator[pa.RecordBatch]:
         """The selected columns of each row of the policy's topic, in order, batch by batch."""
-        names = self.check_selected(select)
-        decided = self.policy is not None and bool({"score", "outcome", "reasons"} & set(names))
-        replayer = _native.Replayer(
-            self.plan.to_json(),
-            policy=self.policy,
-            features=self.features,
-            decide=decided,
-            threads=threads,
-        )
-        for topic, batch in history:
-            result = replayer.process(topic, batch)
-            if result is not None:
-                yield self.assemble(replayer, batch, result, names, decided=decided)
-
-    def assemble(
-        self,
-        replayer: _native.Replayer,
-        batch: pa.RecordBatch,
-        result: _native.Batch,
-        names: Sequence[str],
-        *,
-        decided: bool,
-    ) -> pa.RecordBatch:
         import pyarrow as pa
 
-        computed = pa.record_batch(result)
-        if decided and self.model is not None:
-            scores = score(self.model, batch, computed)
-            computed = pa.record_batch(replayer.decide(batch, computed, scores))
-        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-        columns.update(zip(computed.schema.names, computed.columns, strict=True))
-        return pa.RecordBatch.from_arrays([columns[name] for name in names], names=list(names))
+        names = self.check_selected(select)
+        replayer = _native.Replayer(
+            self.plan.to_json(), policy=self.policy, features=self.features, select=names, threads=threads
+        )
+        model = self.model if set(DECIDED) & set(names) else None
+        for topic, batch in history:
+            result = replayer.process(topic, batch)
+            if result is None:
+                continue
+            if model is not None:
+                features = pa.record_batch(result)
+                result = replayer.decide(batch, features, score(model, batch, features))
+            yield pa.record_batch(result)
 
     def check_selected(self, select: Sequence[str] | None) -> list[str]:
         if select is None:
@@ -157,17 +142,19 @@ def write_parquet(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = 0
+    rows = flushed = 0
     draft = path.with_name(f".{path.name}.draft")
     writer: pq.ParquetWriter | None = None
     gathered: list[pa.RecordBatch] = []
 
     def flush() -> None:
-        nonlocal writer, gathered
+        nonlocal writer, gathered, flushed
         if not gathered:
             return
         table = pa.Table.from_batches(gathered)
-        gathered = []
+        gathered, flushed = [], rows
+        if table.column(0).num_chunks > ROW_GROUP_CHUNKS:
+            table = table.combine_chunks()  # Each chunk costs as much as thousands of rows.
         if writer is None:
             writer = _parquet_writer(draft, table.schema)
         writer.write_table(table, row_group_size=2 * ROW_GROUP_ROWS)
@@ -176,7 +163,7 @@ def write_parquet(
         for batch in batches:
             gathered.append(batch)
             rows += batch.num_rows
-            if sum(each.num_rows for each in gathered) >= ROW_GROUP_ROWS:
+            if rows - flushed >= ROW_GROUP_ROWS:
                 flush()
             progress(rows)
         flush()
