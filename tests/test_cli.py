@@ -312,7 +312,7 @@ def test_a_load_into_a_directory_in_use_is_told_the_pid(tmp_path: Path) -> None:
 
 
 def test_diagnostics_are_lines_or_json(tmp_path: Path) -> None:
-    with running(tmp_path / "data", FIRST, "--diagnostics", "json", "--retention", "1h") as service:
+    with running(tmp_path / "data", "--diagnostics", "json", "--retention", "1h") as service:
         lines = [line for line in service.log.read_text().splitlines() if line.startswith("{")]
     warned = json.loads(lines[0])
     assert (warned["level"], warned["logger"]) == ("warning", "penstock")
