@@ -819,11 +819,7 @@ fn conform(
 
 /// The same for a text file's columns of text, of which those that the schema does not have are ignored.
 #[pyfunction]
-fn conform_cells(
-    py: Python<'_>,
-    batch: &Bound<'_, PyAny>,
-    fields: &str,
-) -> PyResult<(Batch, Vec<Refused>)> {
+fn conform_cells(py: Python<'_>, batch: &Bound<'_, PyAny>, fields: &str) -> PyResult<(Batch, Vec<Refused>)> {
     kept(py, batch, fields, conform_cell_batch)
 }
 

@@ -22,7 +22,7 @@ pub(super) enum Seen {
     New,
     /// The same event stands earlier in this batch.
     InBatch(usize),
-    /// The same event is in the log.
+    /// The same event is in the log, or comes into it with an earlier batch of this cycle.
     Before(SeenEvent),
     /// It is not taken: an HTTP status, a code and why.
     Refused(u16, &'static str, String),
@@ -33,8 +33,15 @@ pub(super) struct SeenEvent {
     /// 0 for the topic's own door, else 1 + the policy that decided it.
     pub origin: u16,
     pub offset: i64,
-    /// Where its commit is, and those of what was decided and told about it.
+    /// Where its commit is, and those of what was decided and told about it; none where that commit is this cycle's.
     pub addresses: Vec<u64>,
+}
+
+/// An event that is new in this cycle: which row of which group of events it is, and the offset that it gets.
+pub(super) struct Fresh {
+    group: usize,
+    row: usize,
+    offset: i64,
 }
 
 /// The commits that one cycle has looked at.
@@ -57,6 +64,7 @@ impl Core {
         let group = cycle.groups.len();
         cycle.groups.push((origin, batch.clone()));
         let newest_allowed = cycle.now_us.saturating_add(about.ahead_us);
+        let mut offset = self.next_offset(cycle, topic);
         let mut seen = Vec::with_capacity(batch.num_rows());
         let mut next = 0;
         for (row, &time) in event_times(&self.plan, topic, batch).iter().enumerate() {
@@ -73,7 +81,8 @@ impl Core {
                 None => cycle.seen_now(about.id, origin, hashes[row], (group, row)),
             };
             if matches!(judged, Seen::New) {
-                cycle.fresh.entry(hashes[row]).or_insert((group, row));
+                cycle.fresh.entry(hashes[row]).or_insert(Fresh { group, row, offset });
+                offset += 1;
             }
             seen.push(judged);
         }
@@ -125,7 +134,7 @@ impl Core {
 
 impl Cycle {
     fn seen_now(&self, id: usize, origin: u16, hash: u64, at: (usize, usize)) -> Seen {
-        let Some(&(group, row)) = self.fresh.get(&hash) else { return Seen::New };
+        let Some(&Fresh { group, row, offset }) = self.fresh.get(&hash) else { return Seen::New };
         let (first_origin, first) = &self.groups[group];
         let (_, batch) = &self.groups[at.0];
         if !same_id(first.column(id), row, batch.column(id), at.1) {
@@ -134,7 +143,11 @@ impl Cycle {
         if *first_origin != origin {
             return other_door();
         }
-        if content_equal(first, row, batch, at.1) { Seen::InBatch(row) } else { conflict() }
+        match content_equal(first, row, batch, at.1) {
+            false => conflict(),
+            true if group == at.0 => Seen::InBatch(row),
+            true => Seen::Before(SeenEvent { origin, offset, addresses: Vec::new() }),
+        }
     }
 }
 
