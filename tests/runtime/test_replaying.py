@@ -353,7 +353,7 @@ def test_a_file_that_cannot_be_read_is_named(
 
 def live(service: Any, order: Iterable[tuple[str, JSON]]) -> dict[str, JSON]:
     """Send events in this order; what was told about each payment."""
-    told = {}
+    told: dict[str, JSON] = {}
     for topic, event in order:
         body = json_line(event).encode()
         if topic == "payments":
@@ -428,7 +428,7 @@ def test_a_service_that_starts_on_a_load_goes_on_with_its_counts(app: Path, tmp_
     table = replay(app, half, topics=[("reports", tmp_path / "reports.csv")], load=True)
     assert table.num_rows == 40
     with running(tmp_path / "data", app=app) as service:
-        told = {}
+        told: dict[str, JSON] = {}
         for event in PAYMENTS[40:]:
             answer = service.call("POST", "/v1/policies/authorise/decide", json_line(event).encode()).json()
             told[event["payment_id"]] = answer
