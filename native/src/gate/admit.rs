@@ -63,7 +63,6 @@ impl Core {
         self.ids.find_batch(&hashes, &mut candidates)?;
         let group = cycle.groups.len();
         cycle.groups.push((origin, batch.clone()));
-        let newest_allowed = cycle.now_us.saturating_add(about.ahead_us);
         let mut offset = self.next_offset(cycle, topic);
         let mut seen = Vec::with_capacity(batch.num_rows());
         let mut next = 0;
@@ -77,8 +76,8 @@ impl Core {
             let addresses: Vec<u64> = kept.filter(|&address| self.log.keeps(Address(address))).collect();
             let judged = match self.seen_before(cycle, topic, origin, batch, row, &addresses)? {
                 Some(judged) => judged,
-                None if time > newest_allowed => ahead(&about.fields[about.time].name),
-                None => cycle.seen_now(about.id, origin, hashes[row], (group, row)),
+                None => ahead(about, cycle.now_us, time)
+                    .unwrap_or_else(|| cycle.seen_now(about.id, origin, hashes[row], (group, row))),
             };
             if matches!(judged, Seen::New) {
                 cycle.fresh.entry(hashes[row]).or_insert(Fresh { group, row, offset });
@@ -158,9 +157,13 @@ fn judge(event: SeenEvent, origin: u16, same: bool) -> Seen {
     if same { Seen::Before(event) } else { conflict() }
 }
 
-fn ahead(field: &str) -> Seen {
-    let message = format!("field \"{field}\": the event's time is too far ahead of the clock here");
-    Seen::Refused(422, "ahead_of_clock", message)
+/// Why an event of this time is not taken: the gate's clock is too far behind it.
+pub(super) fn ahead(about: &TopicPlan, now_us: i64, time: i64) -> Option<Seen> {
+    (time > now_us.saturating_add(about.ahead_us)).then(|| {
+        let field = &about.fields[about.time].name;
+        let message = format!("field \"{field}\": the event's time is too far ahead of the clock here");
+        Seen::Refused(422, "ahead_of_clock", message)
+    })
 }
 
 fn conflict() -> Seen {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arrow_array::cast::AsArray;
 use arrow_array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, UInt32Array};
 
-use super::admit::{Commits, Fresh, Id, Seen, SeenEvent, find_id, id_hash, id_hashes, id_value};
+use super::admit::{Commits, Fresh, Id, Seen, SeenEvent, ahead, find_id, id_hash, id_hashes, id_value};
 use super::bulk::{Bulk, check_readable};
 use super::stats::Stats;
 use super::{Answer, Clock, Kind, MODEL, REPEAT, Request, Tell, Told, error_body};
@@ -15,7 +15,7 @@ use crate::conform::write_ipc;
 use crate::decide::{Case, Decider, Verdicts, no_score};
 use crate::decode::{Decoder, Refusal, split_lines};
 use crate::disk::Disk;
-use crate::engine::{Engine, LATE, STATELESS};
+use crate::engine::{Engine, LATE, STATELESS, event_times};
 use crate::error::{Error, Result};
 use crate::follower::as_defined;
 use crate::ids::Ids;
@@ -563,11 +563,12 @@ impl Core {
 
     fn dry_run(&mut self, cycle: &mut Cycle, request: Request) -> Result<()> {
         let policy = request.target;
+        let topic = self.plan.policy_topic(policy);
         let Some((batch, waiters)) = self.dry_run_rows(cycle, &request)? else { return Ok(()) };
+        let (batch, waiters) = self.refuse_ahead(cycle, topic, batch, waiters)?;
         if batch.num_rows() == 0 {
             return Ok(());
         }
-        let topic = self.plan.policy_topic(policy);
         let mut peeked = self.engine.peek(topic, &batch, &[self.plan.policies[policy].features])?;
         let batch = Batch {
             offsets: vec![-1; batch.num_rows()],
@@ -621,6 +622,28 @@ impl Core {
         let waiters =
             decoded.rows.iter().map(|&line| Waiter::Line { bulk: number, line: line as usize }).collect();
         Ok(Some((decoded.batch, waiters)))
+    }
+
+    /// Leave out what would be refused for its time.
+    fn refuse_ahead(
+        &mut self,
+        cycle: &mut Cycle,
+        topic: usize,
+        batch: RecordBatch,
+        mut waiters: Vec<Waiter>,
+    ) -> Result<(RecordBatch, Vec<Waiter>)> {
+        let about = &self.plan.topics[topic];
+        let times = event_times(&self.plan, topic, &batch);
+        let judge = |&time: &i64| ahead(about, cycle.now_us, time).unwrap_or(Seen::New);
+        let seen: Vec<Seen> = times.iter().map(judge).collect();
+        for (seen, waiter) in seen.iter().zip(&waiters) {
+            if let Seen::Refused(status, code, message) = seen {
+                self.refuse(cycle, waiter, *status, code, message);
+            }
+        }
+        let mut kept = seen.iter().map(|seen| matches!(seen, Seen::New));
+        waiters.retain(|_| kept.next().expect("each row has one who waits"));
+        Ok((take_new(&batch, &seen)?, waiters))
     }
 
     fn conclude_dry_run(
