@@ -61,7 +61,8 @@ class Service:
     """`penstock run` on a data directory."""
 
     def __init__(self, data: Path, app: Path, *arguments: str) -> None:
-        command = [sys.executable, "-m", "penstock", "run", str(app), "--data", str(data), "--port", "0", *arguments]
+        port = () if "--port" in arguments else ("--port", "0")
+        command = [sys.executable, "-m", "penstock", "run", str(app), "--data", str(data), *port, *arguments]
         self.log = data.with_suffix(".stderr")
         with self.log.open("w") as log:
             self.process = subprocess.Popen(command, stderr=log)
@@ -110,10 +111,14 @@ class Answer:
 
 
 def patient_first(folder: Path) -> Path:
-    """The first example, with a deadline that a machine busy with other things does not miss."""
-    shutil.copy(FIRST.with_suffix(".toml"), folder)
-    app = folder / FIRST.name
-    app.write_text(FIRST.read_text().replace('within="50ms"', 'within="30s"'))
+    return patient(folder, FIRST, "first.toml")
+
+
+def patient(folder: Path, example: Path, rules: str) -> Path:
+    """A copy of an example, with a deadline that a machine busy with other things does not miss."""
+    shutil.copy(example.with_name(rules), folder)
+    app = folder / example.name
+    app.write_text(re.sub(r'within="\w+"', 'within="30s"', example.read_text()))
     return app
 
 
