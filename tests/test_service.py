@@ -5,87 +5,15 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-FIRST = ROOT / "examples" / "first.py"
-DECIDE = "/v1/policies/authorise/decide"
-EVENTS = "/v1/topics/payments/events"
-START_S = 60
-
-JSON = dict[str, Any]
-
-
-class Service:
-    def __init__(self, data: Path, app: Path = FIRST) -> None:
-        command = [sys.executable, "-m", "penstock", "run", str(app), "--data", str(data), "--port", "0"]
-        self.log = data.with_suffix(".stderr")
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(command, stderr=log)
-        self.port = self.wait_until_ready()
-
-    def wait_until_ready(self) -> int:
-        deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline and self.process.poll() is None:
-            if found := re.search(r"ready after .*:(\d+)$", self.log.read_text(), re.MULTILINE):
-                return int(found.group(1))
-            time.sleep(0.02)
-        raise AssertionError("the service did not start:\n" + self.log.read_text())
-
-    def call(self, method: str, path: str, body: bytes | None = None, kind: str = "application/json") -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        try:
-            connection.request(method, path, body, {"Content-Type": kind})
-            response = connection.getresponse()
-            return Answer(response.status, response.read(), dict(response.getheaders()))
-        finally:
-            connection.close()
-
-    def decide(self, event: JSON) -> JSON:
-        return self.call("POST", DECIDE, json.dumps(event).encode()).json()
-
-    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(60)
-
-
-class Answer:
-    def __init__(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        self.status, self.body, self.headers = status, body, headers
-
-    def json(self) -> JSON:
-        value: JSON = json.loads(self.body)
-        return value
-
-
-@contextmanager
-def running(data: Path) -> Iterator[Service]:
-    service = Service(data)
-    try:
-        yield service
-    finally:
-        if service.process.poll() is None:
-            service.end(signal.SIGKILL)
-
-
-def payment(number: int, **changed: Any) -> JSON:
-    event = {"payment_id": f"p{number}", "card": "c1", "amount": "12.50", "paid_at": "2026-11-01T12:00:00Z"}
-    return {**event, **changed}
-
-
-def without_time(answer: JSON) -> JSON:
-    return {name: value for name, value in answer.items() if name != "took_ms"}
+from processes import DECIDE, EVENTS, FIRST, JSON, payment, running, without_time
 
 
 def test_a_retry_is_told_the_same_and_marked(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ use pyo3::types::{PyBytes, PyCapsule, PyTuple};
 use serde::{Deserialize, Serialize};
 
 use crate::answer;
-use crate::conform::{Unknown, conform as conform_batch, keep_rows};
+use crate::conform::{Unknown, conform as conform_batch, conform_cells as conform_cell_batch, keep_rows};
 use crate::decide::{Case, Decider, no_score};
 use crate::decode::{Decoder, split_lines};
 use crate::disk::{Crash, Disk, MemoryDisk, RealDisk};
@@ -45,6 +45,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Evaluator>()?;
     module.add_class::<JsonDecoder>()?;
     module.add_function(wrap_pyfunction!(conform, module)?)?;
+    module.add_function(wrap_pyfunction!(conform_cells, module)?)?;
     module.add_function(wrap_pyfunction!(verify, module)?)?;
     module.add_function(wrap_pyfunction!(rows_json, module)?)?;
     Ok(())
@@ -868,11 +869,28 @@ fn conform(
     fields: &str,
     ignore_unknown: bool,
 ) -> PyResult<(Batch, Vec<Refused>)> {
+    let unknown = if ignore_unknown { Unknown::Ignore } else { Unknown::Refuse };
+    kept(py, batch, fields, |batch, schema| conform_batch(batch, schema, unknown))
+}
+
+/// The same for a text file's columns of text, of which those that the schema does not have are ignored.
+#[pyfunction]
+fn conform_cells(py: Python<'_>, batch: &Bound<'_, PyAny>, fields: &str) -> PyResult<(Batch, Vec<Refused>)> {
+    kept(py, batch, fields, conform_cell_batch)
+}
+
+type Conformed = crate::error::Result<(RecordBatch, Vec<(u32, crate::decode::Refusal)>)>;
+
+fn kept(
+    py: Python<'_>,
+    batch: &Bound<'_, PyAny>,
+    fields: &str,
+    conform: impl Fn(&RecordBatch, &Schema) -> Conformed + Sync,
+) -> PyResult<(Batch, Vec<Refused>)> {
     let batch = import_batch(batch)?;
     let fields: Vec<Field> = from_json(fields, "the fields")?;
-    let unknown = if ignore_unknown { Unknown::Ignore } else { Unknown::Refuse };
     let conformed = py.detach(|| {
-        let (batch, refused) = conform_batch(&batch, &Schema { fields }, unknown)?;
+        let (batch, refused) = conform(&batch, &Schema { fields })?;
         Ok((keep_rows(&batch, &refused), refused))
     });
     let (batch, wrong) = conformed.map_err(raise)?;

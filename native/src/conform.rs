@@ -4,6 +4,7 @@
 //! refuses its row and no other; such a row holds placeholders until `keep_rows` takes it out. Nothing is changed in
 //! silence: a value that the wanted type cannot hold exactly is refused, but for doubles that become decimals.
 
+mod cells;
 mod columns;
 mod stream;
 
@@ -11,10 +12,11 @@ use arrow_array::{Array, ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions
 use arrow_schema::DataType;
 use arrow_select::filter::filter_record_batch;
 
+use self::columns::{Converted, Unfit};
 pub use self::stream::{read_ipc, write_ipc};
 use crate::decode::{Refusal, Wrong};
 use crate::error::{Error, Result};
-use crate::schema::{Field, Schema};
+use crate::schema::{Field, Schema, Type};
 
 /// What to do with a column that the schema does not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,11 +35,27 @@ pub fn conform(
     schema: &Schema,
     unknown: Unknown,
 ) -> Result<(RecordBatch, Vec<(u32, Refusal)>)> {
+    conform_by(columns::convert, batch, schema, unknown)
+}
+
+/// The same for the cells of a text file, which are all text; columns that the schema does not have are ignored.
+pub fn conform_cells(batch: &RecordBatch, schema: &Schema) -> Result<(RecordBatch, Vec<(u32, Refusal)>)> {
+    conform_by(cells::read, batch, schema, Unknown::Ignore)
+}
+
+type Convert = fn(&ArrayRef, Type) -> std::result::Result<Converted, Unfit>;
+
+fn conform_by(
+    convert: Convert,
+    batch: &RecordBatch,
+    schema: &Schema,
+    unknown: Unknown,
+) -> Result<(RecordBatch, Vec<(u32, Refusal)>)> {
     check_names(batch, schema, unknown)?;
     let mut refused = Vec::new();
     let mut columns = Vec::with_capacity(schema.fields.len());
     for field in &schema.fields {
-        let (column, wrongs) = conform_column(batch, field)?;
+        let (column, wrongs) = conform_column(convert, batch, field)?;
         refused.extend(wrongs.into_iter().map(|(row, wrong)| (row, wrong.of(&field.name, field.kind))));
         columns.push(column);
         check_refused(&refused)?;
@@ -90,15 +108,14 @@ fn check_refused(refused: &[(u32, Refusal)]) -> Result<()> {
     }
 }
 
-fn conform_column(batch: &RecordBatch, field: &Field) -> Result<(ArrayRef, Vec<(u32, Wrong)>)> {
+fn conform_column(convert: Convert, batch: &RecordBatch, field: &Field) -> Result<Converted> {
     let Some(column) = batch.column_by_name(&field.name) else {
         return all_null(batch, field, format!("there is no column {:?}", field.name));
     };
     if *column.data_type() == DataType::Null {
         return all_null(batch, field, format!("column {:?} has only nulls", field.name));
     }
-    let (column, mut wrongs) =
-        columns::convert(column, field.kind).map_err(|unfit| unfit.of_column(&field.name))?;
+    let (column, mut wrongs) = convert(column, field.kind).map_err(|unfit| unfit.of_column(&field.name))?;
     if field.optional || column.null_count() == 0 {
         return Ok((column, wrongs));
     }
@@ -107,7 +124,7 @@ fn conform_column(batch: &RecordBatch, field: &Field) -> Result<(ArrayRef, Vec<(
     Ok((without_nulls(&column), wrongs))
 }
 
-fn all_null(batch: &RecordBatch, field: &Field, what: String) -> Result<(ArrayRef, Vec<(u32, Wrong)>)> {
+fn all_null(batch: &RecordBatch, field: &Field, what: String) -> Result<Converted> {
     if !field.optional {
         return Err(Error::invalid(format!("{what}, and the schema requires it ({})", field.kind)));
     }

@@ -233,16 +233,22 @@ impl<'s> Events<'s> {
 pub fn split_array(body: &[u8]) -> Result<Vec<&[u8]>, Refusal> {
     check_first_byte(body, b'[', "not_array", ARRAY)?;
     let text = read_utf8(body, ARRAY)?;
-    let events: Vec<&RawValue> = serde_json::from_str(text).map_err(|error| not_an_array(body, &error))?;
+    let events: Vec<&RawValue> = serde_json::from_str(text).map_err(|error| misread(body, &error, ARRAY))?;
     Ok(events.into_iter().map(|event| event.get().as_bytes()).collect())
 }
 
-fn not_an_array(body: &[u8], error: &serde_json::Error) -> Refusal {
+/// Whether the text of one event is JSON at all, whatever it says.
+pub fn check_json(body: &[u8]) -> Result<(), Refusal> {
+    let read = serde_json::from_str::<&RawValue>(read_utf8(body, EVENT)?);
+    read.map(drop).map_err(|error| misread(body, &error, EVENT))
+}
+
+fn misread(body: &[u8], error: &serde_json::Error, wanted: &str) -> Refusal {
     let given = match error.is_eof() {
         true => format!("JSON that ends too early, after {} bytes", body.len()),
         false => format!("what is not JSON at byte {}", error_offset(body, error)),
     };
-    Wrong::new("not_json", given).of_body(ARRAY)
+    Wrong::new("not_json", given).of_body(wanted)
 }
 
 /// The offset of the byte where the syntax broke; `serde_json` counts lines and columns, each from 1.

@@ -9,7 +9,7 @@ use arrow_buffer::i256;
 use arrow_ipc::writer::{IpcWriteOptions, StreamWriter};
 use arrow_schema::{DataType, Field as ArrowField, Schema as ArrowSchema, TimeUnit};
 use penstock_native::answer::write_value;
-use penstock_native::conform::{Unknown, conform, keep_rows, read_ipc};
+use penstock_native::conform::{Unknown, conform, conform_cells, keep_rows, read_ipc};
 use penstock_native::schema::{Field, Schema, Type};
 
 fn field(name: &str, kind: Type, optional: bool) -> Field {
@@ -556,4 +556,41 @@ fn nested_columns_are_named_and_refused() {
     let error = conform(&read[0], &one(Type::Int64, true), Unknown::Refuse).unwrap_err().to_string();
     assert!(error.starts_with("column \"value\" holds List("), "{error}");
     assert_eq!(DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())), Type::Timestamp.arrow());
+}
+
+#[test]
+fn a_cell_of_text_is_read_as_its_type_or_costs_its_row() {
+    let read = |kind: Type, cells: Vec<Option<&str>>| {
+        let text = batch(vec![("value", array(StringArray::from(cells)))]);
+        let (read, refused) = conform_cells(&text, &one(kind, true)).unwrap();
+        let rows = keep_rows(&read, &refused);
+        (
+            rows.column(0).clone(),
+            refused.iter().map(|(row, refusal)| (*row, refusal.code)).collect::<Vec<_>>(),
+        )
+    };
+    let (ints, refused) = read(Type::Int64, vec![Some(" 7 "), Some("1.5"), None, Some(""), Some("-0x1")]);
+    assert_eq!(ints.as_primitive::<Int64Type>(), &Int64Array::from(vec![Some(7), None, None]));
+    assert_eq!(refused, [(1, "wrong_type"), (4, "wrong_type")]);
+    let (floats, refused) =
+        read(Type::Float64, vec![Some("-0.0"), Some("1e400"), Some("nan"), Some("2.5e3")]);
+    assert_eq!(floats.as_primitive::<Float64Type>().values(), &[0.0, 2500.0]);
+    assert!(floats.as_primitive::<Float64Type>().value(0).is_sign_positive());
+    assert_eq!(refused, [(1, "out_of_range"), (2, "wrong_type")]);
+    let (bools, refused) = read(Type::Bool, vec![Some("TRUE"), Some("0"), Some("yes"), Some("False")]);
+    assert_eq!(bools.as_boolean(), &BooleanArray::from(vec![true, false, false]));
+    assert_eq!(refused, [(2, "wrong_type")]);
+    let times = vec![
+        Some("1970-01-02"),
+        Some("1970-01-01 00:00:01"),
+        Some("1970-01-01T01:00:00-01:00"),
+        Some("1970"),
+    ];
+    let (times, refused) = read(Type::Timestamp, times);
+    let micros = times.as_primitive::<TimestampMicrosecondType>().values();
+    assert_eq!(micros, &[86_400_000_000, 1_000_000, 7_200_000_000]);
+    assert_eq!(refused, [(3, "wrong_type")]);
+    let (texts, refused) = read(Type::Text, vec![Some(" NA"), Some(""), None]);
+    assert_eq!(texts.as_string::<i32>(), &StringArray::from(vec![Some(" NA"), Some(""), None]));
+    assert!(refused.is_empty());
 }

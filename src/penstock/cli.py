@@ -199,10 +199,8 @@ def settings_command(**options: Any) -> None:
     """All settings: value, where it comes from, environment variable, meaning."""
     settings = read_options(options)
     for setting in SETTINGS:
-        value = settings[setting.name]
-        shown = "none" if value is None else str(value)
         click.echo(
-            f"{setting.name:<16} {shown:<14} {settings.sources[setting.name]:<14} "
+            f"{setting.name:<16} {settings.text(setting.name):<14} {settings.sources[setting.name]:<14} "
             f"{setting.variable:<26} {setting.about}"
         )
 

@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from penstock.clock import duration_us
+from penstock.clock import duration_text, duration_us
 from penstock.errors import DefinitionError, SettingsError
 
 FILE = "penstock.toml"
@@ -78,6 +78,14 @@ class Settings:
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]
+
+    def text(self, name: str) -> str:
+        """A value as a user writes it."""
+        value = self.values[name]
+        if value is None:
+            return "none"
+        kind = BY_NAME[name].kind
+        return duration_text(value) if kind == "duration" else _bytes_text(value) if kind == "bytes" else str(value)
 
 
 def read_settings(
@@ -172,6 +180,13 @@ def _bytes(value: Any, place: str) -> int:
     number, unit = found.groups()
     factor: int = 1024 ** ["", "KiB", "MiB", "GiB", "TiB"].index("" if unit == "B" else unit)
     return int(number) * factor
+
+
+def _bytes_text(count: int) -> str:
+    for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if count and count % 1024**power == 0:
+            return f"{count // 1024**power}{unit}"
+    return str(count)
 
 
 def _at_least(setting: Setting, value: int, place: str) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from penstock import testing
+from penstock import _native, testing
 
 FIRST = Path(__file__).resolve().parents[2] / "examples" / "first.py"
 NOON = "2026-11-01T12:00:00Z"
@@ -51,3 +52,35 @@ def test_an_event_of_the_topics_door_or_too_far_ahead_is_refused() -> None:
             with pytest.raises(testing.Refused) as refused:
                 service.decide("authorise", event)
             assert (refused.value.status, refused.value.code) == code
+
+
+def step(gate: _native.ManualGate, *requests: tuple[int, int, list[dict[str, Any]]]) -> dict[int, list[Any]]:
+    """One cycle over (handle, kind, events); the lines of each answer."""
+    raw = [
+        (handle, kind, 0, b"\n".join(json.dumps(event).encode() for event in events), 0)
+        for handle, kind, events in requests
+    ]
+    return {handle: [json.loads(line) for line in body.splitlines()] for handle, _, body, _ in gate.step(raw, [])}
+
+
+def test_a_retry_among_many_in_one_cycle_with_the_first_attempt_is_told_the_same() -> None:
+    """A single decision and a slice of many meet in one commit, before either's place in the log is known."""
+    with testing.run(FIRST, now=NOON) as service:
+        plan, settings = service.plan.to_json(), testing._core_settings({})
+    gate = _native.ManualGate(plan, _native.Memory(), settings, service.clock.now_us)
+    step(gate, (1, testing.DECIDE, [payment(0)]))
+    events = [payment(7), payment(8), payment(1), payment(2, amount="1"), payment(9)]
+    answers = step(
+        gate,
+        (2, testing.DECIDE, [payment(1)]),
+        (3, testing.DECIDE, [payment(2)]),
+        (4, testing.DECIDE_MANY, events),
+    )
+    first, second, (seventh, eighth, again, other, ninth) = answers[2][0], answers[3][0], answers[4]
+    assert [each["offset"] for each in (first, second, seventh, eighth, ninth)] == [1, 2, 3, 4, 5]
+    assert again == first
+    assert other["error"]["code"] == "id_conflict"
+    assert ninth["features"]["card_count_1h"] == 6
+    looked_up = step(gate, (5, testing.DECIDE, [payment(1)]))
+    assert looked_up[5][0] == first
+    gate.close()

@@ -389,7 +389,7 @@ where
     (Arc::new(PrimitiveArray::<T>::new(values.into(), column.nulls().cloned())), wrongs)
 }
 
-fn note(wrongs: &mut Vec<(u32, Wrong)>, row: usize, wrong: Wrong) {
+pub(super) fn note(wrongs: &mut Vec<(u32, Wrong)>, row: usize, wrong: Wrong) {
     if wrongs.len() <= REFUSED_MAX {
         wrongs.push((row as u32, wrong));
     }

@@ -22,7 +22,7 @@ pub(super) enum Seen {
     New,
     /// The same event stands earlier in this batch.
     InBatch(usize),
-    /// The same event is in the log.
+    /// The same event is in the log, or comes into it with an earlier batch of this cycle.
     Before(SeenEvent),
     /// It is not taken: an HTTP status, a code and why.
     Refused(u16, &'static str, String),
@@ -33,8 +33,15 @@ pub(super) struct SeenEvent {
     /// 0 for the topic's own door, else 1 + the policy that decided it.
     pub origin: u16,
     pub offset: i64,
-    /// Where its commit is, and those of what was decided and told about it.
+    /// Where its commit is, and those of what was decided and told about it; none where that commit is this cycle's.
     pub addresses: Vec<u64>,
+}
+
+/// An event that is new in this cycle: which row of which group of events it is, and the offset that it gets.
+pub(super) struct Fresh {
+    group: usize,
+    row: usize,
+    offset: i64,
 }
 
 /// The commits that one cycle has looked at.
@@ -56,7 +63,7 @@ impl Core {
         self.ids.find_batch(&hashes, &mut candidates)?;
         let group = cycle.groups.len();
         cycle.groups.push((origin, batch.clone()));
-        let newest_allowed = cycle.now_us.saturating_add(about.ahead_us);
+        let mut offset = self.next_offset(cycle, topic);
         let mut seen = Vec::with_capacity(batch.num_rows());
         let mut next = 0;
         for (row, &time) in event_times(&self.plan, topic, batch).iter().enumerate() {
@@ -69,11 +76,12 @@ impl Core {
             let addresses: Vec<u64> = kept.filter(|&address| self.log.keeps(Address(address))).collect();
             let judged = match self.seen_before(cycle, topic, origin, batch, row, &addresses)? {
                 Some(judged) => judged,
-                None if time > newest_allowed => ahead(&about.fields[about.time].name),
-                None => cycle.seen_now(about.id, origin, hashes[row], (group, row)),
+                None => ahead(about, cycle.now_us, time)
+                    .unwrap_or_else(|| cycle.seen_now(about.id, origin, hashes[row], (group, row))),
             };
             if matches!(judged, Seen::New) {
-                cycle.fresh.entry(hashes[row]).or_insert((group, row));
+                cycle.fresh.entry(hashes[row]).or_insert(Fresh { group, row, offset });
+                offset += 1;
             }
             seen.push(judged);
         }
@@ -125,7 +133,7 @@ impl Core {
 
 impl Cycle {
     fn seen_now(&self, id: usize, origin: u16, hash: u64, at: (usize, usize)) -> Seen {
-        let Some(&(group, row)) = self.fresh.get(&hash) else { return Seen::New };
+        let Some(&Fresh { group, row, offset }) = self.fresh.get(&hash) else { return Seen::New };
         let (first_origin, first) = &self.groups[group];
         let (_, batch) = &self.groups[at.0];
         if !same_id(first.column(id), row, batch.column(id), at.1) {
@@ -134,7 +142,11 @@ impl Cycle {
         if *first_origin != origin {
             return other_door();
         }
-        if content_equal(first, row, batch, at.1) { Seen::InBatch(row) } else { conflict() }
+        match content_equal(first, row, batch, at.1) {
+            false => conflict(),
+            true if group == at.0 => Seen::InBatch(row),
+            true => Seen::Before(SeenEvent { origin, offset, addresses: Vec::new() }),
+        }
     }
 }
 
@@ -145,9 +157,13 @@ fn judge(event: SeenEvent, origin: u16, same: bool) -> Seen {
     if same { Seen::Before(event) } else { conflict() }
 }
 
-fn ahead(field: &str) -> Seen {
-    let message = format!("field \"{field}\": the event's time is too far ahead of the clock here");
-    Seen::Refused(422, "ahead_of_clock", message)
+/// Why an event of this time is not taken: the gate's clock is too far behind it.
+pub(super) fn ahead(about: &TopicPlan, now_us: i64, time: i64) -> Option<Seen> {
+    (time > now_us.saturating_add(about.ahead_us)).then(|| {
+        let field = &about.fields[about.time].name;
+        let message = format!("field \"{field}\": the event's time is too far ahead of the clock here");
+        Seen::Refused(422, "ahead_of_clock", message)
+    })
 }
 
 fn conflict() -> Seen {

@@ -9,7 +9,7 @@ use super::admit::Seen;
 use super::core::{Core, Cycle, Waiter, refusal_body, take_new};
 use super::{Answer, Kind, Request, Tell, error_body};
 use crate::conform::{Unknown, conform, keep_rows, read_ipc};
-use crate::decode::{Decoded, split_array, split_lines};
+use crate::decode::{Decoded, check_json, split_array, split_lines};
 use crate::error::Result;
 use crate::schema::Schema;
 
@@ -335,17 +335,27 @@ fn read_text(request: Request) -> std::result::Result<Source, Vec<u8>> {
     let body = request.body;
     let array = request.kind == Kind::EventsJson && body.trim_ascii_start().first() == Some(&b'[');
     let lines = match request.kind {
-        Kind::EventsJson if !array => vec![&body[..]],
-        Kind::EventsJson => split_array(&body).map_err(|refusal| refusal_body(&refusal))?,
+        Kind::EventsJson if array => split_array(&body).map_err(|refusal| refusal_body(&refusal))?,
+        Kind::EventsJson => vec![body.trim_ascii()],
         _ => split_lines(&body),
     };
-    if lines.is_empty() {
-        return Err(error_body("empty", "given a body without events, wanted at least one", None));
-    }
+    check_readable(&lines)?;
     let start = body.as_ptr() as usize;
     let lines = lines.iter().map(|line| line.as_ptr() as usize - start).zip(&lines);
     let lines = lines.map(|(at, line)| at..at + line.len()).collect();
     Ok(Source::Text { lines, body })
+}
+
+/// A body without events, or with no line that is JSON, cannot be read; else each line has a result of its own.
+pub(super) fn check_readable(lines: &[&[u8]]) -> std::result::Result<(), Vec<u8>> {
+    if lines.iter().all(|line| line.is_empty()) {
+        return Err(error_body("empty", "given a body without events, wanted at least one", None));
+    }
+    let mut refusals = lines.iter().map(|line| check_json(line).err());
+    match refusals.next().flatten() {
+        Some(first) if refusals.all(|refusal| refusal.is_some()) => Err(refusal_body(&first)),
+        _ => Ok(()),
+    }
 }
 
 fn decision_bytes(plan: &crate::plan::Plan, purpose: Purpose) -> usize {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use arrow_array::cast::AsArray;
 use arrow_array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, UInt32Array};
 
-use super::admit::{Commits, Id, Seen, SeenEvent, find_id, id_hash, id_hashes, id_value};
-use super::bulk::Bulk;
+use super::admit::{Commits, Fresh, Id, Seen, SeenEvent, ahead, find_id, id_hash, id_hashes, id_value};
+use super::bulk::{Bulk, check_readable};
 use super::stats::Stats;
 use super::{Answer, Clock, Kind, MODEL, REPEAT, Request, Tell, Told, error_body};
 use crate::answer::{self, DecisionWriter, Extra};
@@ -15,7 +15,7 @@ use crate::conform::write_ipc;
 use crate::decide::{Case, Decider, Verdicts, no_score};
 use crate::decode::{Decoder, Refusal, split_lines};
 use crate::disk::Disk;
-use crate::engine::{Engine, LATE, STATELESS};
+use crate::engine::{Engine, LATE, STATELESS, event_times};
 use crate::error::{Error, Result};
 use crate::follower::as_defined;
 use crate::ids::Ids;
@@ -103,7 +103,7 @@ pub(super) struct Cycle {
     pub staged: HashMap<usize, i64>,
     /// Batches by their origin, and where in them an id stands that is new in this cycle.
     pub groups: Vec<(u16, RecordBatch)>,
-    pub fresh: HashMap<u64, (usize, usize)>,
+    pub fresh: HashMap<u64, Fresh>,
     pub commits: Commits,
     /// Hashes of the ids whose place is this commit.
     pub hashes: Vec<u64>,
@@ -284,10 +284,8 @@ impl Core {
         let before = self.engine.newest(topic).unwrap_or(i64::MIN);
         let stateless = self.stateless(topic, &events);
         let mut processed = self.engine.process(topic, &events, stateless.as_deref(), wanted)?;
-        let name = &self.plan.topics[topic].name;
-        let staged = cycle.staged.entry(topic).or_default();
-        let base = self.log.next_offset(name) as i64 + *staged;
-        *staged += rows as i64;
+        let base = self.next_offset(cycle, topic);
+        *cycle.staged.entry(topic).or_default() += rows as i64;
         let about = &self.plan.topics[topic];
         cycle.hashes.extend(id_hashes(about, events.column(about.id)));
         self.stats.events += rows as u64;
@@ -306,6 +304,12 @@ impl Core {
             marks: processed.marks,
             offsets: (base..base + rows as i64).collect(),
         })
+    }
+
+    /// The offset of the next event that this cycle lets into a topic.
+    pub(super) fn next_offset(&self, cycle: &Cycle, topic: usize) -> i64 {
+        let staged = cycle.staged.get(&topic).copied().unwrap_or_default();
+        self.log.next_offset(&self.plan.topics[topic].name) as i64 + staged
     }
 
     /// Where the state has reached its limit, the rows with a key that it does not know.
@@ -414,6 +418,9 @@ impl Core {
         policy: usize,
         event: &SeenEvent,
     ) -> Result<Option<Vec<u8>>> {
+        if event.addresses.is_empty() {
+            return Ok(cycle.decided(policy, event.offset));
+        }
         if let Some(body) = self.told_body(cycle, policy, event)? {
             return Ok(Some(body));
         }
@@ -556,11 +563,12 @@ impl Core {
 
     fn dry_run(&mut self, cycle: &mut Cycle, request: Request) -> Result<()> {
         let policy = request.target;
+        let topic = self.plan.policy_topic(policy);
         let Some((batch, waiters)) = self.dry_run_rows(cycle, &request)? else { return Ok(()) };
+        let (batch, waiters) = self.refuse_ahead(cycle, topic, batch, waiters)?;
         if batch.num_rows() == 0 {
             return Ok(());
         }
-        let topic = self.plan.policy_topic(policy);
         let mut peeked = self.engine.peek(topic, &batch, &[self.plan.policies[policy].features])?;
         let batch = Batch {
             offsets: vec![-1; batch.num_rows()],
@@ -596,6 +604,16 @@ impl Core {
             return Ok(Some((decoded.batch, vec![waiter])));
         }
         let lines = split_lines(&request.body);
+        if let Err(body) = check_readable(&lines) {
+            cycle.answers.push(Answer {
+                handle: request.handle,
+                status: 422,
+                body,
+                flags: 0,
+                tells: Vec::new(),
+            });
+            return Ok(None);
+        }
         let decoded = self.decoders[topic].decode(lines.iter().copied());
         let number = self.open_dry_run(request, lines.len());
         for (line, refusal) in &decoded.refused {
@@ -604,6 +622,28 @@ impl Core {
         let waiters =
             decoded.rows.iter().map(|&line| Waiter::Line { bulk: number, line: line as usize }).collect();
         Ok(Some((decoded.batch, waiters)))
+    }
+
+    /// Leave out what would be refused for its time.
+    fn refuse_ahead(
+        &mut self,
+        cycle: &mut Cycle,
+        topic: usize,
+        batch: RecordBatch,
+        mut waiters: Vec<Waiter>,
+    ) -> Result<(RecordBatch, Vec<Waiter>)> {
+        let about = &self.plan.topics[topic];
+        let times = event_times(&self.plan, topic, &batch);
+        let judge = |&time: &i64| ahead(about, cycle.now_us, time).unwrap_or(Seen::New);
+        let seen: Vec<Seen> = times.iter().map(judge).collect();
+        for (seen, waiter) in seen.iter().zip(&waiters) {
+            if let Seen::Refused(status, code, message) = seen {
+                self.refuse(cycle, waiter, *status, code, message);
+            }
+        }
+        let mut kept = seen.iter().map(|seen| matches!(seen, Seen::New));
+        waiters.retain(|_| kept.next().expect("each row has one who waits"));
+        Ok((take_new(&batch, &seen)?, waiters))
     }
 
     fn conclude_dry_run(
@@ -843,6 +883,13 @@ impl Cycle {
             told: told.handles.into_iter().collect(),
             tells: told.tells,
         }
+    }
+
+    /// What this cycle has decided about an event, before it is in the log.
+    fn decided(&self, policy: usize, offset: i64) -> Option<Vec<u8>> {
+        let about = |tell: &Tell| tell.policy == policy && tell.rows.iter().any(|&(_, each)| each == offset);
+        let found = self.finished.iter().find(|(_, _, tell)| tell.as_ref().is_some_and(about));
+        found.map(|(_, body, _)| body.clone())
     }
 
     /// The same body for everyone who waits for it; only the first has asked for the first time.

@@ -75,15 +75,18 @@ def parse_rules(text: str, columns: Mapping[str, Type], *, name: str = "rules") 
     default = table.get("default")
     if default not in outcomes:
         raise DefinitionError(f"{name}: default must be one of {_quoted(outcomes)}")
-    places = _rule_lines(text)
+    lines = _rule_lines(text)
     entries = table.get("rule", [])
     if not isinstance(entries, list) or len(entries) > RULES_MAX:
         raise DefinitionError(f"{name}: rules are written as [[rule]], at most {RULES_MAX:,} of them")
-    rules = []
-    for index, entry in enumerate(entries):
-        place = f"{name}, line {places[index]}" if index < len(places) else f"{name}, rule {index + 1}"
-        rules.append(_read_rule(entry, place, outcomes, columns))
-    _check_names(rules, name)
+    places = [f"rule {index}" for index in range(1, len(entries) + 1)]
+    if len(lines) == len(entries):  # Rules may also be written in line, or a text hold what looks like one.
+        places = [f"line {line}" for line in lines]
+    rules = [
+        _read_rule(entry, f"{name}, {place}", outcomes, columns)
+        for entry, place in zip(entries, places, strict=True)
+    ]
+    _check_names(rules, places, name)
     strength = {outcome: rank for rank, outcome in enumerate(outcomes)}
     ordered = sorted(rules, key=lambda rule: (rule.priority, strength[rule.outcome]))
     return Rules(text, outcomes, default, tuple(ordered))
@@ -137,12 +140,12 @@ def _check_keys(table: dict[str, Any], known: set[str], place: str) -> None:
             raise DefinitionError(f'{place}: "{key}" is unknown', hint=hint)
 
 
-def _check_names(rules: list[Rule], name: str) -> None:
-    seen = set()
-    for rule in rules:
-        if rule.name in seen:
-            raise DefinitionError(f'{name}: two rules have the name "{rule.name}"')
-        seen.add(rule.name)
+def _check_names(rules: list[Rule], places: list[str], name: str) -> None:
+    first: dict[str, str] = {}
+    for rule, place in zip(rules, places, strict=True):
+        if rule.name in first:
+            raise DefinitionError(f'{name}, {place}, rule "{rule.name}": {first[rule.name]} has a rule of this name')
+        first[rule.name] = place
 
 
 def _rule_lines(text: str) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import traceback
 from pathlib import Path
 
 from penstock.errors import DefinitionError, PenstockError
@@ -29,8 +30,9 @@ def load_app(path: str | Path) -> Pipeline:
         spec.loader.exec_module(module)
     except PenstockError:
         raise
-    except Exception as error:
-        raise DefinitionError(f"{path} failed when it was loaded: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        place = _line(error, spec.origin)
+        raise DefinitionError(f"{path}{place} failed when it was loaded: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(folder)
     pipelines = {id(each): each for each in vars(module).values() if isinstance(each, Pipeline)}
@@ -38,3 +40,9 @@ def load_app(path: str | Path) -> Pipeline:
         found = "no pipeline" if not pipelines else f"{len(pipelines)} pipelines"
         raise DefinitionError(f"{path} defines {found}", hint='write one: pipeline = ps.Pipeline("cards")')
     return next(iter(pipelines.values()))
+
+
+def _line(error: BaseException, file: str | None) -> str:
+    """The line of this file that an error came through, if it did; a syntax error says its line itself."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f", line {lines[-1]}," if lines else ""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penstock import _native
-from penstock.errors import InputError
+from penstock.errors import InputError, PenstockError
 from penstock.runtime.plan import Plan
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class FileHistory:
 
         if any(file.path.suffix != ".parquet" for file in self.files):
             return None
-        counts: list[int] = [pq.ParquetFile(file.path).metadata.num_rows for file in self.files]
+        counts: list[int] = [_open(file.path, pq.ParquetFile).metadata.num_rows for file in self.files]
         return sum(counts)
 
     def __iter__(self) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -146,9 +146,9 @@ class FileHistory:
         fields = json.dumps(topic["fields"])
         match file.path.suffix:
             case ".parquet":
-                raw = _read_parquet(file.path, topic)
+                raw, conform = _read_parquet(file.path, topic), _conform
             case ".csv":
-                raw = _read_csv(file.path, topic)
+                raw, conform = _read_csv(file.path, topic), _native.conform_cells
             case ".ndjson" | ".jsonl":
                 yield from _read_ndjson(file.path, topic, fields)
                 return
@@ -158,7 +158,10 @@ class FileHistory:
                     hint="there are .parquet, .csv, .ndjson and .jsonl",
                 )
         for batch in raw:
-            conformed, refused = _conform(file.path, batch, fields)
+            try:
+                conformed, refused = conform(batch, fields)
+            except PenstockError as error:
+                raise InputError(f"{file.path}: {error.message}", hint=error.hint) from None
             yield conformed, batch.num_rows, refused
 
     def topic_plan(self, file: HistoryFile) -> dict[str, Any]:
@@ -238,18 +241,19 @@ def _read_parquet(path: Path, topic: dict[str, Any]) -> Iterator[pa.RecordBatch]
 
 
 def _read_csv(path: Path, topic: dict[str, Any]) -> Iterator[pa.RecordBatch]:
+    """Every cell as text, so that one that cannot be read costs its row alone; null is a cell of nothing."""
     import pyarrow as pa
     from pyarrow import csv
 
-    kinds = {"text": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
-    types = {
-        field["name"]: kinds.get(field["type"], pa.string()) if isinstance(field["type"], str) else pa.string()
-        for field in topic["fields"]
-        if field["type"] != "timestamp"
-    }
-    options = csv.ConvertOptions(column_types=types, strings_can_be_null=True, quoted_strings_can_be_null=False)
+    options = csv.ConvertOptions(
+        column_types={field["name"]: pa.string() for field in topic["fields"]},
+        null_values=[""],
+        strings_can_be_null=True,
+        quoted_strings_can_be_null=False,
+    )
     blocks = csv.ReadOptions(block_size=TEXT_BYTES)
-    opened = _open(path, lambda path: csv.open_csv(path, read_options=blocks, convert_options=options))
+    lines = csv.ParseOptions(newlines_in_values=True)
+    opened = _open(path, lambda path: csv.open_csv(path, blocks, lines, options))
     try:
         yield from opened
     except pa.ArrowInvalid as error:
@@ -266,13 +270,8 @@ def _read_ndjson(
             yield batch, batch.num_rows + len(refused), refused
 
 
-def _conform(path: Path, batch: pa.RecordBatch, fields: str) -> tuple[_native.Batch, list[_native.Refused]]:
-    from penstock.errors import PenstockError
-
-    try:
-        return _native.conform(batch, fields, True)
-    except PenstockError as error:
-        raise InputError(f"{path}: {error.message}", hint=error.hint) from None
+def _conform(batch: pa.RecordBatch, fields: str) -> tuple[_native.Batch, list[_native.Refused]]:
+    return _native.conform(batch, fields, True)
 
 
 def _open(path: Path, opener: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from penstock import _native
 from penstock.errors import InputError
+from penstock.schema import Type
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -54,8 +55,9 @@ def export_topic(data: Path, topic: str, target: Path) -> int:
     """Write a topic's rows, with their offsets and commit times, to a Parquet file; how many there were."""
     from penstock.runtime.replay import write_parquet
 
-    _topic(data, topic)
-    return write_parquet(_with_places(_native.LogReader(str(data), topic, 0)), target)
+    fields = _topic(data, topic)["fields"]
+    rows = _with_places(_native.LogReader(str(data), topic, 0), fields)
+    return write_parquet(rows, target, schema=_export_schema(fields))
 
 
 def verify_log(data: Path) -> dict[str, Any]:
@@ -65,17 +67,26 @@ def verify_log(data: Path) -> dict[str, Any]:
     return report
 
 
-def _with_places(reader: _native.LogReader) -> Iterator[pa.RecordBatch]:
+def _export_schema(fields: list[dict[str, Any]]) -> pa.Schema:
+    import pyarrow as pa
+
+    columns = [pa.field(each["name"], Type.from_json(each["type"]).to_arrow(), each["optional"]) for each in fields]
+    places = [pa.field("_offset", pa.int64(), False), pa.field("_committed_at", pa.timestamp("us", tz="UTC"), False)]
+    return pa.schema([*places, *columns])
+
+
+def _with_places(reader: _native.LogReader, fields: list[dict[str, Any]]) -> Iterator[pa.RecordBatch]:
+    """Rows with their places, in the newest schema's columns: what older rows lack is null."""
     import numpy as np
     import pyarrow as pa
 
+    schema, newest = _export_schema(fields), json.dumps(fields)
     while (sections := reader.next()) is not None:
         for _, base_offset, time_us, _, rows in sections:
-            batch = pa.record_batch(rows)
+            batch = pa.record_batch(_native.conform(rows, newest, True)[0])
             offsets = pa.array(np.arange(base_offset, base_offset + batch.num_rows, dtype=np.int64))
             times = pa.array(np.full(batch.num_rows, time_us, dtype=np.int64)).cast(pa.timestamp("us", tz="UTC"))
-            names = ["_offset", "_committed_at", *batch.schema.names]
-            placed = pa.RecordBatch.from_arrays([offsets, times, *batch.columns], names=names)
+            placed = pa.RecordBatch.from_arrays([offsets, times, *batch.columns], schema=schema)
             yield placed
 
 

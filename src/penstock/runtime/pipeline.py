@@ -89,8 +89,11 @@ class Pipeline:
             features = features.features()
         if self.topics.get(features.topic.name) is not features.topic:
             raise DefinitionError(f'policy "{name}" has features of another pipeline\'s topic')
-        if score is not None and self.models.get(score.name) is not score:
-            raise DefinitionError(f'policy "{name}": score is not a model of this pipeline')
+        if score is not None and score not in self.models.values():
+            raise DefinitionError(
+                f'policy "{name}": score is not a model of this pipeline',
+                hint='write @pipeline.model(version="…") before the function',
+            )
         if on_overload not in ("refuse", "fallback"):
             raise DefinitionError(f'policy "{name}": on_overload is "refuse" or "fallback"')
         within_us = duration_us(within, subject=f'policy "{name}", within')

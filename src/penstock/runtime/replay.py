@@ -136,9 +136,16 @@ def score(model: Model, events: pa.RecordBatch, features: pa.RecordBatch) -> pa.
 
 
 def write_parquet(
-    batches: Iterable[pa.RecordBatch], path: Path, *, progress: Callable[[int], Any] = lambda rows: None
+    batches: Iterable[pa.RecordBatch],
+    path: Path,
+    *,
+    schema: pa.Schema | None = None,
+    progress: Callable[[int], Any] = lambda rows: None,
 ) -> int:
-    """Write batches to a Parquet file, which gets its name when it is whole; how many rows there were."""
+    """Write batches to a Parquet file, which gets its name when it is whole; how many rows there were.
+
+    Without a `schema` it is the first batch's, and there has to be one.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -167,6 +174,8 @@ def write_parquet(
                 flush()
             progress(rows)
         flush()
+        if writer is None and schema is not None:
+            writer = _parquet_writer(draft, schema)
         if writer is None:
             raise InputError("the history has no events of the wanted topic")
         writer.close()

@@ -48,6 +48,8 @@ def run_replay(app: Path, options: ReplayOptions, settings: Settings) -> None:
 
     if options.target is None and not options.load:
         raise DefinitionError("replay has nowhere to write", hint="give --to FILE, --load, or both")
+    if options.target is not None and not options.target.parent.is_dir():
+        raise InputError(f"there is no folder {options.target.parent} to write to")
     plan = compile_plan(load_app(app))
     replay = choose(plan, options.policy)
     chosen = None if options.select is None else [name.strip() for name in options.select.split(",")]

@@ -1,0 +1,142 @@
+"""The program as its users run it: real processes, real sockets, real directories."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+FIRST = ROOT / "examples" / "first.py"
+DECIDE = "/v1/policies/authorise/decide"
+EVENTS = "/v1/topics/payments/events"
+NDJSON = "application/x-ndjson"
+ARROW = "application/vnd.apache.arrow.stream"
+PATIENCE_S = 60
+
+JSON = dict[str, Any]
+
+
+def penstock(
+    *arguments: object, environment: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "penstock", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE_S,
+        check=False,
+        env={**os.environ, "COLUMNS": "200", **(environment or {})},
+        cwd=cwd,
+    )
+
+
+def succeed(*arguments: object, **options: Any) -> str:
+    """Run the command line, which must end well; what it wrote."""
+    done = penstock(*arguments, **options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def fail(*arguments: object, **options: Any) -> str:
+    """Run the command line, which must end with an error in words; the words."""
+    done = penstock(*arguments, **options)
+    assert done.returncode == 1, (done.returncode, done.stdout, done.stderr)
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+class Service:
+    """`penstock run` on a data directory."""
+
+    def __init__(self, data: Path, app: Path, *arguments: str) -> None:
+        port = () if "--port" in arguments else ("--port", "0")
+        command = [sys.executable, "-m", "penstock", "run", str(app), "--data", str(data), *port, *arguments]
+        self.log = data.with_suffix(".stderr")
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(command, stderr=log)
+        self.port = self.wait_until_ready()
+
+    def wait_until_ready(self) -> int:
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline and self.process.poll() is None:
+            if found := re.search(r"ready after .*:(\d+)$", self.log.read_text(), re.MULTILINE):
+                return int(found.group(1))
+            time.sleep(0.02)
+        raise AssertionError("the service did not start:\n" + self.log.read_text())
+
+    def call(self, method: str, path: str, body: bytes | None = None, kind: str = "application/json") -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request(method, path, body, {"Content-Type": kind})
+            response = connection.getresponse()
+            return Answer(response.status, response.read(), dict(response.getheaders()))
+        finally:
+            connection.close()
+
+    def decide(self, event: JSON) -> JSON:
+        return self.call("POST", DECIDE, json.dumps(event).encode()).json()
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+
+class Answer:
+    def __init__(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.status, self.body, self.headers = status, body, headers
+
+    def json(self) -> JSON:
+        value: JSON = json.loads(self.body)
+        return value
+
+    def lines(self) -> list[JSON]:
+        return [json.loads(line) for line in self.body.splitlines()]
+
+    @property
+    def code(self) -> str:
+        code: str = self.json()["error"]["code"]
+        return code
+
+
+def patient_first(folder: Path) -> Path:
+    return patient(folder, FIRST, "first.toml")
+
+
+def patient(folder: Path, example: Path, rules: str) -> Path:
+    """A copy of an example, with a deadline that a machine busy with other things does not miss."""
+    shutil.copy(example.with_name(rules), folder)
+    app = folder / example.name
+    app.write_text(re.sub(r'within="\w+"', 'within="30s"', example.read_text()))
+    return app
+
+
+@contextmanager
+def running(data: Path, *arguments: str, app: Path | None = None) -> Iterator[Service]:
+    """A service of this app, or of the first example, for the length of a `with`."""
+    service = Service(data, app or patient_first(data.parent), *arguments)
+    try:
+        yield service
+    finally:
+        if service.process.poll() is None:
+            service.end(signal.SIGKILL)
+
+
+def payment(number: int, **changed: Any) -> JSON:
+    event = {"payment_id": f"p{number}", "card": "c1", "amount": "12.50", "paid_at": "2026-11-01T12:00:00Z"}
+    return {**event, **changed}
+
+
+def without_time(answer: JSON) -> JSON:
+    return {name: value for name, value in answer.items() if name != "took_ms"}

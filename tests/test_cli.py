@@ -1,0 +1,319 @@
+"""Every command as a process of its own, on real directories."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from processes import (
+    EVENTS,
+    FIRST,
+    JSON,
+    NDJSON,
+    PATIENCE_S,
+    fail,
+    payment,
+    penstock,
+    running,
+    succeed,
+)
+
+NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
+AMOUNTS = ("0.01", "9999999999.99", "-3.10", "12.50", "100.00")
+
+APP = '''
+from datetime import datetime
+from decimal import Decimal
+
+import penstock as ps
+
+
+class Payment(ps.Event):
+    payment_id: str = ps.id()
+    card: str
+    amount: Decimal = ps.decimal(12, 2)
+    paid_at: datetime = ps.event_time()
+
+
+pipeline = ps.Pipeline("cards")
+payments = pipeline.topic("payments", Payment)
+scored = payments.features(usual=payments.by("card").past("30d").mean("amount"))
+pipeline.policy("authorise", scored, rules="rules.toml", fallback="approve")
+'''
+
+RULES = '''
+default = "approve"
+outcomes = ["decline", "approve"]
+
+[[rule]]
+name = "far_above_usual"
+when = "amount > 4 * usual"
+outcome = "decline"
+'''
+
+
+def events() -> list[JSON]:
+    """Five payments, a microsecond apart, with amounts at the ends of their type."""
+    return [
+        payment(number, amount=amount, paid_at=(NOON + timedelta(microseconds=number)).isoformat())
+        for number, amount in enumerate(AMOUNTS)
+    ]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that a service has left: five payments through the topic, two decided."""
+    data = tmp_path_factory.mktemp("cli") / "data"
+    with running(data) as service:
+        body = "\n".join(json.dumps(event) for event in events()).encode()
+        assert service.call("POST", EVENTS, body, NDJSON).json()["offsets"] == [0, 1, 2, 3, 4]
+        for number in (5, 6):
+            assert service.decide(payment(number))["offset"] == number
+        assert service.end() == 0
+    return data
+
+
+def test_topics_are_listed_with_their_events_and_fields(data: Path) -> None:
+    lines = {line.split()[0]: line.split(maxsplit=2)[1:] for line in succeed("topics", "--data", data).splitlines()}
+    assert lines["payments"] == ["7", "payment_id, card, amount, paid_at"]
+    assert lines["authorise.decisions"][0] == "2"
+    assert lines["authorise.timeouts"][0] == "0"
+    listed = json.loads(succeed("topics", "--data", data, "--json"))
+    assert [(each["name"], each["next_offset"]) for each in listed] == [
+        ("payments", 7), ("authorise.decisions", 2), ("authorise.timeouts", 0),
+    ]  # fmt: skip
+    assert listed[0]["fields"][2] == {"name": "amount", "type": {"decimal": [12, 2]}, "optional": False}
+
+
+def tail(data: Path, *arguments: object) -> list[JSON]:
+    return [json.loads(line) for line in succeed("tail", *arguments, "--data", data).splitlines()]
+
+
+def test_tail_shows_the_newest_rows_or_those_from_an_offset_on(data: Path) -> None:
+    everything = tail(data, "payments")
+    assert [row["payment_id"] for row in everything] == [f"p{number}" for number in range(7)]
+    assert [row["amount"] for row in everything[:5]] == list(AMOUNTS)
+    assert everything[1]["paid_at"] == "2026-11-01T12:00:00.000001Z"
+    assert tail(data, "payments", "-n", 3) == everything[-3:]
+    assert tail(data, "payments", "-n", 0) == []
+    assert tail(data, "payments", "--offset", 2) == everything[2:]
+    assert tail(data, "payments", "--offset", 7) == []
+    assert "there are: payments" in fail("tail", "paymnts", "--data", data)
+
+
+def test_tail_shows_decisions_as_they_were_told(data: Path) -> None:
+    first, second = tail(data, "authorise.decisions")
+    assert (first["id"], first["offset"], first["outcome"]) == ("p5", 5, "review")
+    # The others came a microsecond or more after noon.
+    assert (first["card_count_1h"], second["card_count_1h"]) == (2, 3)
+    assert first["card_mean_30d"] == 0.01
+    assert json.loads(first["reasons"]) == [{"rule": "far_above_usual", "code": "R01"}]
+    assert (second["id"], second["offset"]) == ("p6", 6)
+    assert tail(data, "authorise.timeouts") == []
+
+
+def test_tail_follows_what_arrives(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with running(data) as service:
+        service.decide(payment(1))
+        command = [sys.executable, "-m", "penstock", "tail", "payments", "--follow", "--data", str(data)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as follower:
+            assert follower.stdout is not None
+            try:
+                assert json.loads(follower.stdout.readline())["payment_id"] == "p1"
+                service.decide(payment(2))
+                assert json.loads(follower.stdout.readline())["payment_id"] == "p2"
+            finally:
+                follower.send_signal(signal.SIGINT)
+            assert follower.wait(PATIENCE_S) == 130
+
+
+def test_an_export_equals_what_was_posted(data: Path, tmp_path: Path) -> None:
+    target = tmp_path / "payments.parquet"
+    assert "wrote 7 rows" in succeed("export", "payments", "--to", target, "--data", data)
+    table = pq.read_table(target)
+    assert table.schema.field("amount").type == pa.decimal128(12, 2)
+    assert table.schema.field("paid_at").type == pa.timestamp("us", tz="UTC")
+    rows = table.to_pylist()
+    assert [row.pop("_offset") for row in rows] == list(range(7))
+    committed = [row.pop("_committed_at") for row in rows]
+    assert committed == sorted(committed) and committed[0] > NOON
+    posted = [*events(), payment(5), payment(6)]
+    assert rows == [
+        {**each, "amount": Decimal(each["amount"]), "paid_at": datetime.fromisoformat(each["paid_at"])}
+        for each in posted
+    ]
+
+
+def test_a_topic_without_rows_is_exported_with_its_columns(data: Path, tmp_path: Path) -> None:
+    target = tmp_path / "timeouts.parquet"
+    assert "wrote 0 rows" in succeed("export", "authorise.timeouts", "--to", target, "--data", data)
+    assert pq.read_table(target).column_names[:4] == ["_offset", "_committed_at", "id", "offset"]
+
+
+def test_a_log_is_sound_until_a_byte_of_it_changes(data: Path, tmp_path: Path) -> None:
+    report = succeed("log", "verify", "--data", data)
+    assert report.startswith("sound: 1 segments, ") and "payments: 7 rows" in report
+    segment = next((data / "log").glob("*.segment"))
+    place = segment.read_bytes().index(b"p3")
+    copied = tmp_path / "data"
+    subprocess.run(["cp", "-r", "--sparse=always", str(data), str(copied)], check=True)
+    with (copied / "log" / segment.name).open("r+b") as file:
+        file.seek(place)
+        file.write(b"q")
+    done = penstock("log", "verify", "--data", copied)
+    assert done.returncode == 1
+    assert done.stdout.startswith("DAMAGED") and segment.name in done.stdout
+    told = json.loads(penstock("log", "verify", "--data", copied, "--json").stdout)
+    assert told["sound"] is False
+    damage = told["damages"][0]
+    assert damage["file"].endswith(segment.name)
+    assert damage["offset"] <= place < damage["offset"] + (1 << 20)
+    refused = fail("run", FIRST, "--data", copied, "--port", 0)
+    assert f"{segment.name} is damaged at byte {damage['offset']}" in refused
+    assert "penstock log verify" in refused
+
+
+@pytest.mark.parametrize("command", [["topics"], ["tail", "payments"], ["log", "verify"]])
+def test_what_is_no_data_directory_is_said_so(tmp_path: Path, command: list[str]) -> None:
+    assert "is not a data directory" in fail(*command, "--data", tmp_path)
+
+
+def settings(*arguments: object, **options: Any) -> dict[str, list[str]]:
+    lines = succeed("settings", *arguments, **options).splitlines()
+    return {line.split()[0]: line.split() for line in lines}
+
+
+def test_the_command_line_goes_before_the_environment_before_the_file(tmp_path: Path) -> None:
+    (tmp_path / "penstock.toml").write_text('port = 1\nqueue = 2\nretention = "7d"\nlevel = "debug"\n')
+    environment = {"PENSTOCK_PORT": "3", "PENSTOCK_QUEUE": "4"}
+    shown = settings("--port", 5, environment=environment, cwd=tmp_path)
+    assert shown["port"][1:4] == ["5", "command", "line"]
+    assert shown["queue"][1:3] == ["4", "PENSTOCK_QUEUE"]
+    assert shown["level"][1:3] == ["debug", "penstock.toml"]
+    assert shown["retention"][1:3] == ["7d", "penstock.toml"]
+    assert shown["segment_bytes"][1:3] == ["64MiB", "default"]
+    assert shown["rate"][1:3] == ["none", "default"]
+    other = tmp_path / "other.toml"
+    other.write_text("port = 6\n")
+    assert settings("--settings", other, cwd=tmp_path)["port"][1] == "6"
+
+
+@pytest.mark.parametrize(
+    ("file", "environment", "arguments", "message"),
+    [
+        ("prot = 1", {}, [], 'there is no setting "prot"\nhint: did you mean "port"?'),
+        ("port = ", {}, [], "is not TOML"),
+        ("port = true", {}, [], "is not a whole number"),
+        ("", {"PENSTOCK_QUEUES": "1"}, [], 'PENSTOCK_QUEUES: there is no setting "queues"'),
+        ("", {"PENSTOCK_QUEUE": "many"}, [], 'setting "queue" (PENSTOCK_QUEUE): \'many\' is not a whole number'),
+        ("", {}, ["--segment-bytes", "64 MB"], 'setting "segment_bytes" (command line)'),
+        ("", {}, ["--segment-bytes", "1KiB"], "the least is 8,388,608"),
+        ("", {}, ["--snapshot-every", "soon"], "is not a length of time"),
+        ("", {}, ["--level", "loud"], "is none of debug, info, warning, error"),
+        ("", {}, ["--settings", "nowhere.toml"], "could not read nowhere.toml"),
+    ],
+)
+def test_a_setting_that_cannot_be_meant_is_refused_with_where_it_stands(
+    tmp_path: Path, file: str, environment: dict[str, str], arguments: list[str], message: str
+) -> None:
+    if file:
+        (tmp_path / "penstock.toml").write_text(file)
+    assert message in fail("settings", *arguments, environment=environment, cwd=tmp_path)
+
+
+def write_app(folder: Path, rules: str = RULES, app: str = APP) -> Path:
+    (folder / "app.py").write_text(app)
+    (folder / "rules.toml").write_text(rules)
+    return folder / "app.py"
+
+
+def test_rules_that_are_good_are_counted(tmp_path: Path) -> None:
+    assert succeed("rules", "check", write_app(tmp_path)).startswith("policy authorise: 1 rules, version ")
+
+
+SECOND = '\n[[rule]]\nname = "second"\nwhen = "amount > 1"\noutcome = "decline"\n'
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("4 * usual", "4 * usaul"), 'rules.toml, line 5, rule "far_above_usual": there is no column "usaul"'),
+        (("amount > 4 * usual", "amount + 1"), 'rules.toml, line 5, rule "far_above_usual": this is decimal'),
+        (("amount > 4 * usual", "card > 4"), 'rules.toml, line 5, rule "far_above_usual": '),
+        (('"decline"\n', '"deny"\n'), 'rules.toml, line 5, rule "far_above_usual": outcome must be one of'),
+        (('"far_above_usual"', '"second"'), 'rules.toml, line 10, rule "second": line 5 has a rule of this name'),
+        (("when =", "wen ="), 'rules.toml, line 5, rule "far_above_usual": "wen" is unknown'),
+        (('name = "far_above_usual"\n', ""), "rules.toml, line 5: a rule needs a name"),
+        (('default = "approve"', 'default = "yes"'), "rules.toml: default must be one of"),
+        (("[[rule]]", "[[rule]"), "rules.toml is not TOML"),
+    ],
+)
+def test_a_wrong_rule_is_named_with_its_place(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+    rules = (RULES + SECOND).replace(*change, 1)
+    app = write_app(tmp_path, rules)
+    assert message in fail("rules", "check", app)
+
+
+def test_a_rules_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    app = write_app(tmp_path)
+    (tmp_path / "rules.toml").unlink()
+    assert "could not read the rules file" in fail("rules", "check", app)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (APP + "\n1 / 0\n", "app.py, line 20, failed when it was loaded: ZeroDivisionError"),
+        (APP + "\ndef\n", "SyntaxError"),
+        (APP + "\nraise SystemExit(3)\n", "app.py, line 20, failed when it was loaded: SystemExit"),
+        ("import penstock as ps\n", "defines no pipeline"),
+        ("import penstock as ps\na = ps.Pipeline('a')\nb = ps.Pipeline('b')\n", "defines 2 pipelines"),
+        ("import nowhere\n", "app.py, line 1, failed when it was loaded: ModuleNotFoundError"),
+        (APP.replace('past("30d")', 'past("30 days")'), "is not a length of time"),
+    ],
+)
+@pytest.mark.parametrize("command", [["rules", "check"], ["run"]])
+def test_an_app_that_cannot_be_loaded_says_why(
+    tmp_path: Path, text: str, message: str, command: list[str]
+) -> None:
+    app = write_app(tmp_path, app=text)
+    arguments = ["--data", tmp_path / "data", "--port", 0] if command == ["run"] else []
+    assert message in fail(*command, app, *arguments)
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("command", [["run"], ["rules", "check"]])
+def test_an_app_that_is_not_there_is_named(tmp_path: Path, command: list[str]) -> None:
+    assert f"there is no file {tmp_path / 'none.py'}" in fail(*command, tmp_path / "none.py")
+
+
+def test_a_load_into_a_directory_in_use_is_told_the_pid(tmp_path: Path) -> None:
+    source = tmp_path / "history.ndjson"
+    source.write_text(json.dumps(payment(1)))
+    with running(tmp_path / "data") as service:
+        for command in (
+            ["run", FIRST, "--port", 0],
+            ["replay", FIRST, "--from", source, "--load"],
+        ):
+            refused = fail(*command, "--data", tmp_path / "data")
+            assert f"in use by process {service.process.pid}" in refused
+        assert service.decide(payment(1))["features"]["card_count_1h"] == 1
+
+
+def test_diagnostics_are_lines_or_json(tmp_path: Path) -> None:
+    with running(tmp_path / "data", "--diagnostics", "json", "--retention", "1h") as service:
+        lines = [line for line in service.log.read_text().splitlines() if line.startswith("{")]
+    warned = json.loads(lines[0])
+    assert (warned["level"], warned["logger"]) == ("warning", "penstock")
+    assert "the log is kept for 1h and the longest window needs 30d" in warned["message"]
