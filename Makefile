@@ -16,7 +16,7 @@ export CARGO_TARGET_DIR := $(CURDIR)/native/target
 # What the targets that run something pass on: make demo ARGS="--seconds 20"
 ARGS ?=
 
-.PHONY: help demo test test-long test-core test-python bench bench-peers check clean ready test-ready
+.PHONY: help demo test test-long test-core test-python bench bench-ids bench-peers check clean ready test-ready
 
 help:
 	@echo "make demo          payments decided while their sender waits, for 60 seconds (ARGS=\"--seconds 20\")"
@@ -53,11 +53,16 @@ check: test-ready
 bench: ready .venv/.bench
 	@$(BIN)/python bench/run.py $(ARGS)
 
+# Fifty million ids: a minute of one core and a gigabyte of disk. `make bench` calls it.
+bench-ids: ready
+	@$(CARGO) $(PYO3) cargo test --manifest-path native/Cargo.toml --release --locked --features python \
+		--test ids -- --ignored --nocapture measure
+
 bench-peers: ready .venv/.bench
 	@$(BIN)/python bench/peers.py $(ARGS)
 
 clean:
-	rm -rf .venv native/target $(CORE) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .bench native/target $(CORE) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests examples bench -name __pycache__ -prune -exec rm -rf {} +
 
 # Set-up. pip downloads while cargo compiles; then the two meet.

@@ -13,6 +13,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 HANDBOOK = ROOT.parent / "shared" / "data" / "handbook_transactions.parquet"
+# More load than this and something else is running: figures would be about that.
+QUIET = 0.5
 
 
 @dataclass(frozen=True)
@@ -104,5 +106,17 @@ def machine() -> str:
     return f"{cores} cores of {cpu}, {memory:.0f} GiB, {system}, Python {platform.python_version()}"
 
 
-def load_average() -> float:
-    return os.getloadavg()[0]
+def preface(command: str, *, scale: float = 1.0) -> str:
+    """What one must know of the machine to read any figure."""
+    load = os.getloadavg()[0]
+    lines = [
+        f"`{command}`, {time.strftime('%Y-%m-%d', time.gmtime())}, {machine()}; one fdatasync of "
+        f"4 KiB takes {flush_ms(ROOT / '.bench'):.2f} ms; load before: {load:.2f}."
+    ]
+    if load > QUIET:
+        lines.append(
+            f"**The machine was not idle (load {load:.2f}): read every figure with care.**"
+        )
+    if scale != 1:
+        lines.append(f"**Shortened to {scale:g} of the events: not the figures of a release.**")
+    return "\n\n".join(lines)

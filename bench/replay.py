@@ -95,7 +95,7 @@ def task_command(task: str, target: Path, *arguments: str) -> list[str]:
     return [sys.executable, str(TASKS / f"{task}.py"), str(HANDBOOK), str(target), *arguments]
 
 
-def time_task(command: Sequence[str], repeats: int, *, part: int = 1) -> Timed:
+def time_task(command: Sequence[str | Path], repeats: int, *, part: int = 1) -> Timed:
     """Events per second of a command that does one part in `part` of the task."""
     rows = pq.read_metadata(HANDBOOK).num_rows / part
     runs = [run(command) for _ in range(repeats)]

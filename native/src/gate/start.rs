@@ -97,6 +97,7 @@ impl Core {
             stats,
         };
         core.close_open_decisions(&follower.undecided)?;
+        core.measure_state();
         Ok((core, started))
     }
 
