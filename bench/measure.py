@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -49,18 +52,15 @@ class Run:
 
 def run(command: Sequence[str | Path]) -> Run:
     """Run a whole command. Raises `RuntimeError` with what it said if it fails."""
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT
-    )
-    assert process.stdout is not None
-    said = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = time.perf_counter() - start
-    if process.returncode != 0:
-        raise RuntimeError(f"{command[0]} … ended with {process.returncode}:\n{said.decode()}")
-    return Run(seconds, usage.ru_maxrss / 1024)
+    with tempfile.TemporaryDirectory(dir=ROOT / ".bench") as folder:
+        file = Path(folder) / "run.json"
+        timed = [sys.executable, ROOT / "bench" / "timed.py", file, *command]
+        ended = subprocess.run(
+            timed, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+        )
+        if ended.returncode != 0:
+            raise RuntimeError(f"{command[0]} … ended with {ended.returncode}:\n{ended.stdout}")
+        return Run(**json.loads(file.read_text()))
 
 
 def anonymous_mb(pid: int) -> float:

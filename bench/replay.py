@@ -55,10 +55,7 @@ def measure_replay(repeats: int = REPEATS) -> Section:
         f"Polars {in_polars.rate.text()}; DuckDB {in_duckdb.rate.text()}; "
         f"pandas {in_pandas.rate.text()} (of one key in {PANDAS_PART})"
     )
-    memory = (
-        f"Penstock {selected.peak_mb:,.0f}, Polars {in_polars.peak_mb:,.0f}, "
-        f"DuckDB {in_duckdb.peak_mb:,.0f}"
-    )
+    memory = f"Polars {in_polars.peak_mb:,.0f}, DuckDB {in_duckdb.peak_mb:,.0f}"
     figures = [
         Figure(
             "replay, all columns, events/s",
