@@ -41,6 +41,7 @@ test-python: test-ready
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-long: test-ready
+	@$(MAKE) -s bench-ids
 	@$(BIN)/python -m pytest -m long $(ARGS)
 
 check: test-ready

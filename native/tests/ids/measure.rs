@@ -88,6 +88,7 @@ fn print_stats(stats: &Stats, newest_million: u64) {
     println!("{stats:?}");
     let beyond = (stats.memory_bytes - newest_million) as f64 / (stats.ids - 1_000_000) as f64;
     println!("memory beyond the newest million: {beyond:.2} bytes an id");
+    assert!(beyond <= 4.0);
     println!("disk: {:.2} bytes an id", stats.disk_bytes as f64 / stats.ids as f64);
 }
 
