@@ -15,6 +15,8 @@ export CARGO_TARGET_DIR := $(CURDIR)/native/target
 
 # What the targets that run something pass on: make demo ARGS="--seconds 20"
 ARGS ?=
+# One of the core's tests: make test-core TEST=what_has_left_every_window_is_freed
+TEST ?=
 
 .PHONY: help demo test test-long test-core test-python bench bench-ids bench-peers check clean ready test-ready
 
@@ -25,6 +27,7 @@ help:
 	@echo "make check         linters, types and formatting"
 	@echo "make bench         measure this machine and write bench/RESULTS.md"
 	@echo "make bench-peers   the same task in Bytewax and Pathway, beside it"
+	@echo "make bench-ids     the index of ids at fifty million, by itself"
 	@echo "make clean         remove what was built"
 	@echo
 	@echo "Each sets up what it needs: Python >= 3.11 and, for the core, cargo >= 1.88."
@@ -35,7 +38,7 @@ demo: ready
 test: check test-core test-python
 
 test-core: test-ready
-	@$(CARGO) $(PYO3) cargo test --manifest-path native/Cargo.toml --release --locked --features python
+	@$(CARGO) $(PYO3) cargo test --manifest-path native/Cargo.toml --release --locked --features python $(TEST)
 
 test-python: test-ready
 	@$(BIN)/python -m pytest $(ARGS)
