@@ -15,8 +15,10 @@ export CARGO_TARGET_DIR := $(CURDIR)/native/target
 
 # What the targets that run something pass on: make demo ARGS="--seconds 20"
 ARGS ?=
+# One of the core's tests: make test-core TEST=what_has_left_every_window_is_freed
+TEST ?=
 
-.PHONY: help demo test test-long test-core test-python bench bench-peers check clean ready test-ready
+.PHONY: help demo test test-long test-core test-python bench bench-ids bench-peers check clean ready test-ready
 
 help:
 	@echo "make demo          payments decided while their sender waits, for 60 seconds (ARGS=\"--seconds 20\")"
@@ -25,6 +27,7 @@ help:
 	@echo "make check         linters, types and formatting"
 	@echo "make bench         measure this machine and write bench/RESULTS.md"
 	@echo "make bench-peers   the same task in Bytewax and Pathway, beside it"
+	@echo "make bench-ids     the index of ids at fifty million, by itself"
 	@echo "make clean         remove what was built"
 	@echo
 	@echo "Each sets up what it needs: Python >= 3.11 and, for the core, cargo >= 1.88."
@@ -35,12 +38,13 @@ demo: ready
 test: check test-core test-python
 
 test-core: test-ready
-	@$(CARGO) $(PYO3) cargo test --manifest-path native/Cargo.toml --release --locked --features python
+	@$(CARGO) $(PYO3) cargo test --manifest-path native/Cargo.toml --release --locked --features python $(TEST)
 
 test-python: test-ready
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-long: test-ready
+	@$(MAKE) -s bench-ids
 	@$(BIN)/python -m pytest -m long $(ARGS)
 
 check: test-ready
@@ -53,11 +57,16 @@ check: test-ready
 bench: ready .venv/.bench
 	@$(BIN)/python bench/run.py $(ARGS)
 
+# Fifty million ids: a minute of one core and a gigabyte of disk. `make bench` calls it.
+bench-ids: ready
+	@$(CARGO) $(PYO3) cargo test --manifest-path native/Cargo.toml --release --locked --features python \
+		--test ids -- --ignored --nocapture measure
+
 bench-peers: ready .venv/.bench
 	@$(BIN)/python bench/peers.py $(ARGS)
 
 clean:
-	rm -rf .venv native/target $(CORE) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .bench native/target $(CORE) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests examples bench -name __pycache__ -prune -exec rm -rf {} +
 
 # Set-up. pip downloads while cargo compiles; then the two meet.

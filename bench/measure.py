@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +16,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 HANDBOOK = ROOT.parent / "shared" / "data" / "handbook_transactions.parquet"
+# More load than this and something else is running: figures would be about that.
+QUIET = 0.5
 
 
 @dataclass(frozen=True)
@@ -47,18 +52,15 @@ class Run:
 
 def run(command: Sequence[str | Path]) -> Run:
     """Run a whole command. Raises `RuntimeError` with what it said if it fails."""
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT
-    )
-    assert process.stdout is not None
-    said = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = time.perf_counter() - start
-    if process.returncode != 0:
-        raise RuntimeError(f"{command[0]} … ended with {process.returncode}:\n{said.decode()}")
-    return Run(seconds, usage.ru_maxrss / 1024)
+    with tempfile.TemporaryDirectory(dir=ROOT / ".bench") as folder:
+        file = Path(folder) / "run.json"
+        timed = [sys.executable, ROOT / "bench" / "timed.py", file, *command]
+        ended = subprocess.run(
+            timed, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+        )
+        if ended.returncode != 0:
+            raise RuntimeError(f"{command[0]} … ended with {ended.returncode}:\n{ended.stdout}")
+        return Run(**json.loads(file.read_text()))
 
 
 def anonymous_mb(pid: int) -> float:
@@ -104,5 +106,17 @@ def machine() -> str:
     return f"{cores} cores of {cpu}, {memory:.0f} GiB, {system}, Python {platform.python_version()}"
 
 
-def load_average() -> float:
-    return os.getloadavg()[0]
+def preface(command: str, *, scale: float = 1.0) -> str:
+    """What one must know of the machine to read any figure."""
+    load = os.getloadavg()[0]
+    lines = [
+        f"`{command}`, {time.strftime('%Y-%m-%d', time.gmtime())}, {machine()}; one fdatasync of "
+        f"4 KiB takes {flush_ms(ROOT / '.bench'):.2f} ms; load before: {load:.2f}."
+    ]
+    if load > QUIET:
+        lines.append(
+            f"**The machine was not idle (load {load:.2f}): read every figure with care.**"
+        )
+    if scale != 1:
+        lines.append(f"**Shortened to {scale:g} of the events: not the figures of a release.**")
+    return "\n\n".join(lines)

@@ -55,10 +55,7 @@ def measure_replay(repeats: int = REPEATS) -> Section:
         f"Polars {in_polars.rate.text()}; DuckDB {in_duckdb.rate.text()}; "
         f"pandas {in_pandas.rate.text()} (of one key in {PANDAS_PART})"
     )
-    memory = (
-        f"Penstock {selected.peak_mb:,.0f}, Polars {in_polars.peak_mb:,.0f}, "
-        f"DuckDB {in_duckdb.peak_mb:,.0f}"
-    )
+    memory = f"Polars {in_polars.peak_mb:,.0f}, DuckDB {in_duckdb.peak_mb:,.0f}"
     figures = [
         Figure(
             "replay, all columns, events/s",
@@ -95,7 +92,7 @@ def task_command(task: str, target: Path, *arguments: str) -> list[str]:
     return [sys.executable, str(TASKS / f"{task}.py"), str(HANDBOOK), str(target), *arguments]
 
 
-def time_task(command: Sequence[str], repeats: int, *, part: int = 1) -> Timed:
+def time_task(command: Sequence[str | Path], repeats: int, *, part: int = 1) -> Timed:
     """Events per second of a command that does one part in `part` of the task."""
     rows = pq.read_metadata(HANDBOOK).num_rows / part
     runs = [run(command) for _ in range(repeats)]

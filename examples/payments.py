@@ -63,11 +63,11 @@ def risk(batch: pl.DataFrame) -> pl.Series:
     week = batch["terminal_reports_7d"].to_numpy()
     month = batch["terminal_reports_30d"].to_numpy()
     logit = (
-        -9.401
-        + 1.880 * np.minimum(amount / np.maximum(usual, 1), 5)
-        + 1.286 * amount / 100
-        + 5.245 * np.log1p(week)
-        - 0.628 * np.log1p(month)
+        -9.674
+        + 2.227 * np.minimum(amount / np.maximum(usual, 1), 5)
+        + 0.988 * amount / 100
+        + 5.350 * np.log1p(week)
+        - 0.765 * np.log1p(month)
     )
     return pl.Series("risk", 1 / (1 + np.exp(-logit)))
 

@@ -208,9 +208,9 @@ def settings_command(**options: Any) -> None:
 @commands.command("demo")
 @click.option("--seconds", default=60.0, show_default=True, help="How long to run.")
 @click.option("--rate", default=2000.0, show_default=True, help="Payments a second.")
-@click.option("--customers", default=2000, show_default=True)
-@click.option("--terminals", default=4000, show_default=True)
-@click.option("--seed", default=1, show_default=True)
+@click.option("--customers", default=2000, show_default=True, help="Who pays.")
+@click.option("--terminals", default=4000, show_default=True, help="Where they pay.")
+@click.option("--seed", default=1, show_default=True, help="The same seed gives the same payments.")
 def demo_command(**options: Any) -> None:
     """Payments with fraud among them, decided while their sender waits."""
     from penstock.demo.main import run_demo
@@ -222,7 +222,8 @@ class StartProgress:
     """Lines about the start, and a bar for what takes long, both on standard error."""
 
     def __init__(self) -> None:
-        self.shown = 0.0
+        # What is done within half a second needs no progress.
+        self.shown = time.monotonic()
 
     def __enter__(self) -> StartProgress:
         return self
@@ -237,8 +238,8 @@ class StartProgress:
         now = time.monotonic()
         if now - self.shown >= 0.5:
             self.shown = now
-            share = f"{100 * done / of:.0f} %" if of else ""
-            click.echo(f"{what}: {done:,} of {of:,} {share}", err=True)
+            share = f" of {of:,}, {100 * min(done, of) / of:.0f} %" if of else ""
+            click.echo(f"{what}: {done:,}{share}", err=True)
 
 
 if __name__ == "__main__":

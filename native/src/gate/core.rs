@@ -858,13 +858,18 @@ impl Core {
         self.stats.log_sequence = self.log.last_sequence();
         // Walking what the state holds costs time, and its size changes slowly.
         if self.stats.beat % 64 == 1 {
-            self.stats.state_bytes = self.engine.state_bytes() as u64;
-            self.stats.state_keys = self.engine.state_keys() as u64;
-            self.stats.retained_events = self.engine.retained_events() as u64;
-            let ids = self.ids.stats();
-            self.stats.ids = ids.ids;
-            self.stats.ids_memory_bytes = ids.memory_bytes;
+            self.measure_state();
         }
+    }
+
+    /// How large the state and the ids are: at start too, since no cycle may come for long.
+    pub(super) fn measure_state(&mut self) {
+        self.stats.state_bytes = self.engine.state_bytes() as u64;
+        self.stats.state_keys = self.engine.state_keys() as u64;
+        self.stats.retained_events = self.engine.retained_events() as u64;
+        let ids = self.ids.stats();
+        self.stats.ids = ids.ids;
+        self.stats.ids_memory_bytes = ids.memory_bytes;
     }
 }
 

@@ -97,6 +97,7 @@ impl Core {
             stats,
         };
         core.close_open_decisions(&follower.undecided)?;
+        core.measure_state();
         Ok((core, started))
     }
 
@@ -183,11 +184,15 @@ impl Inserter<'_> {
         if commit.sequence <= self.covered {
             return Ok(());
         }
+        let mut hashes = Vec::new();
         for section in &commit.sections {
             let Some((topic, id)) = self.id_column(&section.topic) else { continue };
-            let hashes = id_hashes(&self.plan.topics[topic], section.batch()?.column(id));
-            ids.insert_batch(&hashes, commit.address.0, commit.sequence, commit.time_us);
+            hashes.extend(id_hashes(&self.plan.topics[topic], section.batch()?.column(id)));
         }
+        // To an event and its decision in one commit one entry leads, as it does where they were decided.
+        hashes.sort_unstable();
+        hashes.dedup();
+        ids.insert_batch(&hashes, commit.address.0, commit.sequence, commit.time_us);
         ids.flushable(commit.sequence)
     }
 

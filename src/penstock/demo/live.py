@@ -19,6 +19,9 @@ LINE_SECONDS = 5.0
 RATE_SECONDS = 2.0
 STYLES = {"approve": "green", "review": "yellow", "decline": "red"}
 RULES_SHOWN = 7
+NEXT = "Serve it yourself: penstock run examples/payments.py --data DIR (docs/start.md)"
+# Left free at the right: a terminal writes ^C there, and on the next line it would stay for ever.
+CTRL_C_CHARACTERS = 3
 
 
 class Summary:
@@ -48,7 +51,8 @@ class Summary:
         self._shown = now
         rate = self._rate(now)
         if self._console.is_terminal:
-            self._live.update(panel(self._tally, now - self._start, rate), refresh=True)
+            width = self._console.width - CTRL_C_CHARACTERS
+            self._live.update(panel(self._tally, now - self._start, rate, width), refresh=True)
         else:
             self._console.print(line(self._tally, now - self._start, rate), soft_wrap=True)
 
@@ -61,12 +65,12 @@ class Summary:
         return (after - before) / max(end - start, 1e-9)
 
 
-def panel(tally: Tally, seconds: float, rate: float) -> RenderableType:
+def panel(tally: Tally, seconds: float, rate: float, width: int) -> RenderableType:
     title = f"penstock · {seconds:,.0f} s · {tally.events:,} events · {rate:,.0f}/s"
     upper = Table.grid(padding=(0, 6, 0, 0))
     upper.add_row(_figures(tally), _rules(tally))
     # In all at most 24 lines of 80 characters.
-    return Panel(Group(upper, Text(), _patterns(tally), Text(), _recent(tally)), title=title)
+    return Panel(Group(upper, Text(), _patterns(tally), Text(), _recent(tally)), title=title, width=width)
 
 
 def line(tally: Tally, seconds: float, rate: float) -> str:
@@ -82,7 +86,8 @@ def line(tally: Tally, seconds: float, rate: float) -> str:
 def closing(tally: Tally, seconds: float) -> RenderableType:
     """What is printed at the end."""
     headline = f"{tally.events:,} events in {seconds:,.1f} s"
-    return Group(headline, _figures(tally), Text(), _patterns(tally), Text(), _rules(tally))
+    parts = _figures(tally), Text(), _patterns(tally), Text(), _rules(tally), Text()
+    return Group(headline, *parts, NEXT)
 
 
 def _figures(tally: Tally) -> Table:
@@ -132,8 +137,13 @@ def _recent(tally: Tally) -> Table:
     for each in reversed(tally.recent):
         outcome = Text(each.outcome, STYLES.get(each.outcome, ""))
         truth = "fraud" if each.fraud else "genuine"
-        table.add_row(each.payment, amount(each.cents), outcome, ", ".join(each.rules), truth)
+        table.add_row(each.payment, amount(each.cents), outcome, _reasons(each.rules), truth)
     return table
+
+
+def _reasons(rules: tuple[str, ...]) -> str:
+    """The deciding rule, and how many more fired."""
+    return " ".join([*rules[:1], *([f"+ {len(rules) - 1}"] if len(rules) > 1 else [])])
 
 
 def _table() -> Table:

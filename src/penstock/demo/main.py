@@ -20,8 +20,10 @@ from penstock.demo.generator import History, Size, generate, payments_table, rep
 from penstock.demo.live import Summary, closing
 from penstock.demo.service import Service
 from penstock.demo.tally import Tally
-from penstock.errors import PenstockError, SettingsError
+from penstock.errors import SettingsError
 
+# The example, linked here, so that an installed package has it too.
+APP = Path(__file__).with_name("payments.py")
 # The longest reach of a window of the example, and a little.
 WARM_DAYS = 38
 BATCH_ROWS = 20_000
@@ -58,13 +60,19 @@ def run_demo(
         try:
             folder = data or _temporary_folder(stack)
             log = folder / "service.txt"
-            service = Service(app or _find_app(), data=folder / "data", log=log)
+            service = Service(app or APP, data=folder / "data", log=log)
+            console.print(
+                f"{rate:,.0f} generated payments a second for {seconds:,.0f} s, each decided and "
+                "on disk before its answer; Ctrl-C ends it"
+            )
+            start = time.monotonic()
             stack.enter_context(service)
             # While the service starts, the history is made; while that is loaded, the requests.
             warm, live = histories(round(seconds * rate), warm_days=warm_days, seed=seed, size=size)
             driver = stack.enter_context(Driver(Schedule(live, seconds, service.port)))
             service.wait_until_ready()
-            console.print(f"the service is ready on port {service.port}")
+            took = time.monotonic() - start
+            console.print(f"the service is ready on port {service.port} after {took:.1f} s")
             load_history(service, warm, console)
         except KeyboardInterrupt:
             console.print("ended before the first payment")
@@ -145,15 +153,3 @@ def _check(**settings: float) -> None:
     for name, value in settings.items():
         if value <= 0:
             raise SettingsError(f"{name} is {value}, and must be more than nothing")
-
-
-def _find_app() -> Path:
-    """The example beside the package's source, or in the current folder."""
-    source = Path(__file__).resolve().parents[3]
-    for folder in (source, Path.cwd()):
-        app = folder / "examples" / "payments.py"
-        if app.exists():
-            return app
-    raise PenstockError(
-        "could not find examples/payments.py", hint="run the demonstration from Penstock's folder"
-    )

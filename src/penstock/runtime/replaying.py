@@ -74,7 +74,8 @@ def run_replay(app: Path, options: ReplayOptions, settings: Settings) -> None:
             rows = write_parquet(in_background(results), options.target, progress=shown)
     seconds = time.monotonic() - started
     target = f"to {options.target} " if options.target else ""
-    console.print(f"replayed {rows:,} events {target}in {seconds:.2f} s ({rows / seconds:,.0f} a second)")
+    rate = f"{rows / seconds:,.0f} a second"
+    console.print(f"replayed {rows:,} events {target}in {seconds:.2f} s ({rate})", soft_wrap=True)
     if history.refusals.count:
         console.print(f"left out {history.refusals.count:,} rows that do not fit, the first of them:")
         for line in history.refusals.shown or []:

@@ -67,7 +67,7 @@ class Service:
     def report(self, started: dict[str, Any], say: Say) -> None:
         """Say what start found."""
         say(f"data in {self.settings['data']}; a flush to its disk takes {started['flush_us'] / 1000:.2f} ms")
-        if started["commits"]:
+        if started["events"]:
             say(f"read {started['commits']:,} commits with {started['events']:,} events from the log's tail")
         if started["cut_bytes"]:
             say(f"cut {started['cut_bytes']:,} bytes of an unacknowledged commit from the log's end")
