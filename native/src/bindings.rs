@@ -497,7 +497,8 @@ impl Follower {
     }
 
     /// The bytes of each store's state, for tests that compare them.
-    fn state(&self, py: Python<'_>) -> PyResult<Vec<Py<PyBytes>>> {
+    fn state(&mut self, py: Python<'_>) -> PyResult<Vec<Py<PyBytes>>> {
+        self.0.engine.settle();
         let stores = self.0.plan.stores.len();
         let save = |index| {
             let mut bytes = Vec::new();

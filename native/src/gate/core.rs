@@ -39,6 +39,8 @@ pub(super) struct PolicyLog {
     pub decisions_topic: String,
     pub timeouts: u32,
     pub timeouts_topic: String,
+    /// What its events are marked with; it stays when a pipeline's policies change their order.
+    pub origin: u16,
 }
 
 pub struct Core {
@@ -50,6 +52,9 @@ pub struct Core {
     pub(super) log: Log,
     /// The log's segment that the newest commit is in.
     pub(super) segment: u64,
+    /// Nothing is removed from the log before every snapshot is of this sequence or a later one: an older one lacks what
+    /// a changed pipeline needs from the log.
+    pub(super) trim_from: u64,
     pub(super) ids: Ids,
     pub(super) decoders: Arc<Vec<Decoder>>,
     pub(super) deciders: Vec<Decider>,
@@ -198,7 +203,7 @@ impl Core {
             return Ok(());
         }
         let topic = self.plan.policy_topic(policy);
-        let origin = policy as u16 + 1;
+        let origin = self.policies[policy].origin;
         let seen = self.admit(cycle, topic, origin, &batch)?;
         let mut places = vec![usize::MAX; seen.len()];
         let mut queues: Vec<Vec<Waiter>> = Vec::with_capacity(seen.len());
@@ -507,7 +512,7 @@ impl Core {
         self.ids.find(id_hash(&self.plan.topics[topic], &id.value()), &mut addresses)?;
         addresses.retain(|&address| self.log.keeps(Address(address)));
         let Some(event) = self.find_event(cycle, topic, &id.column(), addresses)? else { return Ok(None) };
-        if event.origin != policy as u16 + 1 {
+        if event.origin != self.policies[policy].origin {
             return Ok(None);
         }
         let told = self.told_body(cycle, policy, &event)?;
@@ -731,7 +736,7 @@ impl Core {
     /// What is older than its retention, as far as no snapshot and no id file has to be made from it again.
     fn remove_old(&mut self, now_us: i64) -> Result<()> {
         let oldest_snapshot = snapshot::list(self.disk.as_ref())?.first().copied();
-        if let Some(sequence) = oldest_snapshot {
+        if let Some(sequence) = oldest_snapshot.filter(|&sequence| sequence >= self.trim_from) {
             self.log.trim(now_us, sequence.min(self.ids.covered()) + 1)?;
         }
         let retain_us = self.plan.topics.iter().map(|topic| topic.retain_us).max().unwrap_or(0);

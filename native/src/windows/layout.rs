@@ -119,6 +119,7 @@ impl Number {
 pub struct Tally {
     pub window: usize,
     pub of: Picked,
+    pub family: Family,
     /// How sums are kept; of no meaning where there are none.
     pub number: Number,
     pub count: usize,
@@ -127,6 +128,27 @@ pub struct Tally {
     pub min: Option<usize>,
     pub max: Option<usize>,
     pub unique: Option<usize>,
+}
+
+/// Which reads share a tally. Endless ones do only where they need the same of it: a new mean, which begins where the
+/// log does, must not be divided by the count of an older read, which knows more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    Sliding,
+    Counts,
+    Sums,
+    Squares,
+}
+
+impl Family {
+    fn of(read: &Read) -> Family {
+        match read.aggregate {
+            _ if read.length_us.is_some() => Family::Sliding,
+            Aggregate::Sum | Aggregate::Mean => Family::Sums,
+            Aggregate::Std | Aggregate::Var => Family::Squares,
+            _ => Family::Counts,
+        }
+    }
 }
 
 /// Events that pass a filter and have a value in a column.
@@ -258,7 +280,7 @@ impl Layout {
             for read in reads {
                 if self.window(read) == window && tallied(read) {
                     let of = self.picked(read.column, read.filter);
-                    let index = self.tally(window, of);
+                    let index = self.tally(window, of, Family::of(read));
                     self.widen_tally(index, read.aggregate);
                 }
             }
@@ -266,15 +288,20 @@ impl Layout {
         }
     }
 
-    fn tally(&mut self, window: usize, of: Picked) -> usize {
-        let known = self.tallies.iter().position(|tally| tally.window == window && tally.of == of);
+    fn tally(&mut self, window: usize, of: Picked, family: Family) -> usize {
+        let known = self.tally_of(window, of, family);
         known.unwrap_or_else(|| {
             let count = self.take_words(1);
             let (sum, squares, min, max, unique) = (None, None, None, None, None);
             let number = Number::of(of.kind).unwrap_or(Number::Narrow);
-            self.tallies.push(Tally { window, of, number, count, sum, squares, min, max, unique });
+            self.tallies.push(Tally { window, of, family, number, count, sum, squares, min, max, unique });
             self.tallies.len() - 1
         })
+    }
+
+    fn tally_of(&self, window: usize, of: Picked, family: Family) -> Option<usize> {
+        let same = |tally: &Tally| tally.window == window && tally.of == of && tally.family == family;
+        self.tallies.iter().position(same)
     }
 
     fn widen_tally(&mut self, index: usize, aggregate: Aggregate) {
@@ -326,7 +353,7 @@ impl Layout {
             window,
             after: read.include_current && !behind,
             output: output_type(read.aggregate, read.column.map(|column| self.types[column]))?,
-            tally: self.tallies.iter().position(|t| tallied(read) && t.window == window && t.of == of),
+            tally: self.tally_of(window, of, Family::of(read)).filter(|_| tallied(read)),
             base: keep.and_then(|keep| self.base(of, keep)),
         })
     }

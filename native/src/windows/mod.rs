@@ -32,6 +32,8 @@ mod texts;
 mod values;
 
 #[cfg(test)]
+mod changes;
+#[cfg(test)]
 mod oracle;
 #[cfg(test)]
 mod streams;
@@ -45,6 +47,8 @@ use arrow_array::{Array, ArrayRef, BooleanArray};
 use crate::error::{Error, Result};
 use crate::schema::Type;
 
+pub use change::Gap;
+use change::Since;
 use keys::{KeyRef, Keys};
 use layout::Layout;
 use output::{Answers, Output, Shape};
@@ -69,6 +73,7 @@ pub struct Store {
     shards: Vec<Shard>,
     /// No query to come is at an earlier time.
     evict_before: i64,
+    since: Since,
     /// Rows that passed since the sweep's last visit.
     passed: usize,
     /// For each shard its rows of a slab, and its answers; kept from pass to pass for their memory alone.
@@ -99,7 +104,8 @@ impl Store {
         let layout = Layout::new(&plan)?;
         let shards = (0..SHARDS).map(|_| Shard::default()).collect();
         let (rows, answers) = (vec![Vec::new(); SHARDS], (0..SHARDS).map(|_| Answers::default()).collect());
-        Ok(Store { plan, layout, shards, evict_before: i64::MIN, passed: 0, rows, answers })
+        let since = Since::default();
+        Ok(Store { plan, layout, shards, evict_before: i64::MIN, since, passed: 0, rows, answers })
     }
 
     /// Lets a batch pass: one array for each wanted read, in their order.
