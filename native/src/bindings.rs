@@ -44,6 +44,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Evaluator>()?;
     module.add_class::<JsonDecoder>()?;
     module.add_function(wrap_pyfunction!(conform, module)?)?;
+    module.add_function(wrap_pyfunction!(commit_position, module)?)?;
     module.add_function(wrap_pyfunction!(verify, module)?)?;
     module.add_function(wrap_pyfunction!(rows_json, module)?)?;
     Ok(())
@@ -429,6 +430,7 @@ impl ManualGate {
             while core.busy() {
                 answers.extend(core.step(Vec::new(), Told::default())?);
             }
+            core.tend()?;
             Ok(answers)
         });
         Ok(write_answers(py, answers.map_err(raise)?))
@@ -732,6 +734,27 @@ fn verify(py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<String> {
     let disk = disk(data)?;
     let report = py.detach(|| log::verify(disk)).map_err(raise)?;
     Ok(serde_json::to_string(&report).expect("plain data"))
+}
+
+/// Remember in a log that no gate writes how far a consumer has come; the caller holds the directory's lock.
+#[pyfunction]
+fn commit_position(
+    py: Python<'_>,
+    data: &Bound<'_, PyAny>,
+    consumer: &str,
+    topic: &str,
+    offset: u64,
+    now_us: i64,
+) -> PyResult<()> {
+    let disk = disk(data)?;
+    let committed = py.detach(|| {
+        let (mut log, _) = log::Log::open(disk, log::Settings::default(), now_us)?;
+        log.check_position(consumer, topic, offset)?;
+        log.note_position(consumer, topic, offset);
+        log.append(&[], now_us)?;
+        log.close()
+    });
+    committed.map_err(raise)
 }
 
 /// The one writer of a data directory, as long as it lives.

@@ -3,7 +3,7 @@
 //! A follower reads commits in order and applies them to an engine. Where it meets decisions it computes their features
 //! a second time and compares: the state is a pure function of the log, or something is wrong.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
@@ -31,6 +31,7 @@ pub struct Follower {
     pub passed_over: Vec<String>,
     /// Some of the state came from the log because the newest snapshot does not have it.
     pub rebuilt: bool,
+    awaited: AwaitedRows,
     disk: Arc<dyn Disk>,
     position: Option<Position>,
     reader: Option<Reader>,
@@ -92,6 +93,7 @@ impl Follower {
             events: 0,
             passed_over: Vec::new(),
             rebuilt: false,
+            awaited: AwaitedRows::default(),
             disk,
             position: None,
             reader: None,
@@ -161,9 +163,11 @@ impl Follower {
             if let Some(&topic) = self.topics.get(&*section.topic) {
                 self.apply_events(commit, section, topic, compare)?;
             } else if let Some(&policy) = self.policies.get(&*section.topic) {
-                for &offset in section.batch()?.column(1).as_primitive::<Int64Type>().values() {
+                let table = section.batch()?;
+                for &offset in table.column(1).as_primitive::<Int64Type>().values() {
                     self.undecided.remove(&(policy, offset));
                 }
+                self.compare(policy, &table);
             }
         }
         self.sequence = commit.sequence;
@@ -182,15 +186,11 @@ impl Follower {
             self.begin_topic(topic, section.before);
         }
         let policy = self.policy_of(section.origin)?;
-        let decisions = match policy {
-            Some(policy) if compare => self.decisions_of(commit, policy)?,
-            _ => None,
-        };
-        let wanted: Vec<usize> =
-            decisions.iter().map(|_| self.plan.policies[policy.unwrap_or(0)].features).collect();
-        let processed = self.engine.process(topic, &batch, section.marks.as_deref(), &wanted)?;
-        if let (Some(decisions), Some(features)) = (decisions, processed.features.first()) {
-            self.compare(&decisions, features);
+        let compared = policy.filter(|_| compare);
+        let wanted: Vec<usize> = compared.iter().map(|&policy| self.plan.policies[policy].features).collect();
+        let mut processed = self.engine.process(topic, &batch, section.marks.as_deref(), &wanted)?;
+        if let (Some(policy), Some(features)) = (compared, processed.features.pop()) {
+            self.awaited.add(Awaited { policy, base: section.base_offset as i64, rows: batch.num_rows(), features });
         }
         if let Some(policy) = policy {
             let offsets = section.base_offset as i64..section.base_offset as i64 + section.rows as i64;
@@ -206,26 +206,34 @@ impl Follower {
         Ok(topic.and_then(|topic| self.policies.get(&*topic).copied()))
     }
 
-    /// The decisions that were logged with these events, where they were made as this pipeline makes them.
-    fn decisions_of(&self, commit: &Commit, policy: usize) -> Result<Option<RecordBatch>> {
-        let about = &self.plan.policies[policy];
-        let topic = format!("{}.decisions", about.name);
-        let Some(section) = commit.sections.iter().find(|section| *section.topic == *topic) else {
-            return Ok(None);
+    /// Compare the features of decisions, where they were made as this pipeline makes them, with those computed here.
+    fn compare(&mut self, policy: usize, decisions: &RecordBatch) {
+        let version = &self.plan.policies[policy].version;
+        let text = |name: &str| decisions.column_by_name(name).map(|column| column.as_string::<i32>());
+        let (Some(versions), Some(causes)) = (text("policy_version"), text("cause")) else { return };
+        let offsets = decisions.column(1).as_primitive::<Int64Type>().values();
+        // What start decides about an event has no features.
+        let made_here = |row: usize| {
+            versions.value(row) == version && (causes.is_null(row) || causes.value(row) != "restart")
         };
-        let table = section.batch()?;
-        let versions = table.column_by_name("policy_version").map(|column| column.as_string::<i32>().clone());
-        let same =
-            versions.is_some_and(|versions| versions.iter().all(|version| version == Some(&about.version)));
-        Ok((same && about.model.is_none()).then_some(table))
-    }
-
-    fn compare(&mut self, decisions: &RecordBatch, features: &[ArrayRef]) {
-        self.compared += decisions.num_rows() as u64;
-        let logged = &decisions.columns()[5..5 + features.len()];
-        let same =
-            features.iter().zip(logged).all(|(computed, logged)| computed.to_data() == logged.to_data());
-        self.mismatches += !same as u64;
+        let mut row = 0;
+        while row < offsets.len() {
+            let run = self.awaited.run(policy, &offsets[row..]);
+            let Some((features, rows)) = run.filter(|_| made_here(row)) else {
+                row += 1;
+                continue;
+            };
+            let rows = (row..row + rows).take_while(|&row| made_here(row)).count();
+            let logged = decisions.columns()[5..].iter().map(|column| column.slice(row, rows));
+            let same = features
+                .iter()
+                .zip(logged)
+                .all(|(computed, logged)| computed.slice(0, rows).to_data() == logged.to_data());
+            self.compared += rows as u64;
+            self.mismatches += !same as u64;
+            row += rows;
+        }
+        self.awaited.forget(policy, offsets);
     }
 
     // Restoring.
@@ -368,6 +376,57 @@ impl Follower {
             let places = set.reads.iter().enumerate().filter(move |(_, place)| **place == (store, read));
             places.map(|(column, _)| set.columns[column].name.clone())
         })
+    }
+}
+
+/// Events at most whose features wait for their decision; a model may be slow, or never answer.
+const AWAITED_ROWS: usize = 1 << 16;
+
+/// Features that were computed here, until the decision about their events comes by.
+#[derive(Default)]
+struct AwaitedRows {
+    batches: VecDeque<Awaited>,
+    rows: usize,
+}
+
+struct Awaited {
+    policy: usize,
+    base: i64,
+    rows: usize,
+    features: Vec<ArrayRef>,
+}
+
+impl AwaitedRows {
+    fn add(&mut self, batch: Awaited) {
+        self.rows += batch.rows;
+        self.batches.push_back(batch);
+        while self.rows > AWAITED_ROWS && self.batches.len() > 1 {
+            self.rows -= self.batches.pop_front().map_or(0, |batch| batch.rows);
+        }
+    }
+
+    /// The features of the first of these offsets and of those that follow it without a gap, in one batch.
+    fn run(&self, policy: usize, offsets: &[i64]) -> Option<(Vec<ArrayRef>, usize)> {
+        let batch = self.batches.iter().find(|batch| batch.policy == policy && batch.holds(offsets[0]))?;
+        let first = (offsets[0] - batch.base) as usize;
+        let following = offsets.iter().zip(offsets[0]..).take_while(|(offset, next)| *offset == next).count();
+        let rows = following.min(batch.rows - first);
+        Some((batch.features.iter().map(|column| column.slice(first, rows)).collect(), rows))
+    }
+
+    /// Decisions of a policy come batch by batch; what was decided is not decided again.
+    fn forget(&mut self, policy: usize, offsets: &[i64]) {
+        let decided = |batch: &Awaited| {
+            batch.policy == policy && offsets.iter().any(|&offset| offset == batch.base + batch.rows as i64 - 1)
+        };
+        self.batches.retain(|batch| !decided(batch));
+        self.rows = self.batches.iter().map(|batch| batch.rows).sum();
+    }
+}
+
+impl Awaited {
+    fn holds(&self, offset: i64) -> bool {
+        (self.base..self.base + self.rows as i64).contains(&offset)
     }
 }
 

@@ -33,6 +33,9 @@ pub struct Settings {
     pub threads: usize,
 }
 
+/// How often `tend` has something to do.
+pub const TEND_US: i64 = 60_000_000;
+
 /// What a policy keeps in the log beside its topic's events.
 pub(super) struct PolicyLog {
     pub decisions: u32,
@@ -55,6 +58,7 @@ pub struct Core {
     /// Nothing is removed from the log before every snapshot is of this sequence or a later one: an older one lacks what
     /// a changed pipeline needs from the log.
     pub(super) trim_from: u64,
+    pub(super) tended_us: i64,
     pub(super) ids: Ids,
     pub(super) decoders: Arc<Vec<Decoder>>,
     pub(super) deciders: Vec<Decider>,
@@ -145,6 +149,7 @@ impl Core {
                 Kind::DryRun | Kind::DryRunMany => self.dry_run(&mut cycle, request)?,
                 Kind::Scores => self.take_scores(&mut cycle, request)?,
                 _ if self.stats.full.is_some() => cycle.answers.push(self.full_answer(request.handle)),
+                Kind::Position => self.note_position(&mut cycle, request),
                 _ => self.queue_bulk(&mut cycle, request)?,
             }
         }
@@ -166,6 +171,16 @@ impl Core {
         self.stats.core_seconds.observe(took.saturating_sub(synced) as f64 / 1e9);
         self.refresh_stats();
         Ok(answers)
+    }
+
+    /// What is done between cycles: the log's retention is looked after once a minute, whether it grows or not.
+    pub fn tend(&mut self) -> Result<()> {
+        let now_us = self.clock.now_us();
+        if now_us.saturating_sub(self.tended_us) >= TEND_US {
+            self.tended_us = now_us;
+            self.remove_old(now_us)?;
+        }
+        Ok(())
     }
 
     /// Stop taking, make everything durable, close the log.
@@ -713,7 +728,7 @@ impl Core {
 
     /// Append what the cycle gathered and sync it; the time of the sync in nanoseconds.
     fn commit_cycle(&mut self, cycle: &mut Cycle) -> Result<u64> {
-        if cycle.sections.is_empty() {
+        if cycle.sections.is_empty() && !self.log.has_changes() {
             return Ok(0);
         }
         let committed = self.log.append(&cycle.sections, cycle.now_us)?;

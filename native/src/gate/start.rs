@@ -94,6 +94,7 @@ impl Core {
             disk,
             segment: 0,
             trim_from: if follower.rebuilt { last } else { 0 },
+            tended_us: i64::MIN,
             log,
             ids,
             topics,

@@ -151,9 +151,7 @@ class _Compiler:
                 "topic": self.topics.index(feature_set.topic),
                 "reads": reads,
                 "derived": derived,
-                "columns": [
-                    {"name": name, "type": types[name].to_json(), "optional": True} for name in names
-                ],
+                "columns": [{"name": name, "type": types[name].to_json(), "optional": True} for name in names],
             }
         )
         return len(self.features) - 1
@@ -200,9 +198,7 @@ class _Compiler:
         for column in self.features[features]["columns"]:
             columns[column["name"]] = Type.from_json(column["type"])
         if "score" in columns:
-            raise DefinitionError(
-                f'policy "{policy.name}": a field named "score" hides the model\'s score'
-            )
+            raise DefinitionError(f'policy "{policy.name}": a field named "score" hides the model\'s score')
         columns["score"] = FLOAT64
         return columns
 
