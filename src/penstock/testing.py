@@ -76,6 +76,7 @@ class Service:
         self._settings = _core_settings(settings or {})
         self._disk = _native.Memory()
         self._handle = 0
+        self._decided = 0
         self._told: list[int] = []
         self.models_stuck = False
         self._unscored: list[tuple[int, int, bytes]] = []
@@ -84,6 +85,7 @@ class Service:
 
     def decide(self, policy: str, event: EventValues) -> dict[str, Any]:
         """The answer about one event. Raises `Refused`, and `NoAnswer` while models are stuck."""
+        self._decided = self._handle + 1
         return _answer(self._call(DECIDE, self.plan.policy_index(policy), _json(event)))
 
     def decide_many(self, policy: str, events: Iterable[EventValues]) -> list[dict[str, Any]]:
@@ -109,7 +111,7 @@ class Service:
 
     def told_fallback(self) -> None:
         """The caller of the newest `decide` was told the fallback, because its deadline had passed."""
-        self._told.append(self._handle)
+        self._told.append(self._decided)
         self._step([])
 
     def models_answer(self) -> list[dict[str, Any]]:

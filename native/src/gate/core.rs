@@ -748,11 +748,12 @@ impl Core {
         Ok(took)
     }
 
-    /// What is older than its retention, as far as no snapshot and no id file has to be made from it again.
+    /// What is older than its retention, as far as no state has to be made from it again. An id is forgotten with its
+    /// event, so that the index does not hold anything back.
     fn remove_old(&mut self, now_us: i64) -> Result<()> {
         let oldest_snapshot = snapshot::list(self.disk.as_ref())?.first().copied();
         if let Some(sequence) = oldest_snapshot.filter(|&sequence| sequence >= self.trim_from) {
-            self.log.trim(now_us, sequence.min(self.ids.covered()) + 1)?;
+            self.log.trim(now_us, sequence + 1)?;
         }
         let retain_us = self.plan.topics.iter().map(|topic| topic.retain_us).max().unwrap_or(0);
         self.ids.expire(now_us.saturating_sub(retain_us))?;

@@ -87,9 +87,10 @@ def tail_rows(
 ) -> Iterator[str]:
     """JSON lines of a topic's newest rows, of those from an offset on, or of those that a consumer has not seen.
 
-    With `follow` it never ends. A consumer's position is committed when what there is has been taken.
+    With `follow` it never ends. A consumer's position is committed when what there is has been taken. Raises `LogError`
+    where retention has removed the offset.
     """
-    if consumer is not None:
+    if consumer is not None and offset is None:
         offset = consumer.position
     if offset is None:
         offset = max(_topic(data, topic)["next_offset"] - lines, 0)
