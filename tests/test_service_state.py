@@ -12,7 +12,7 @@ import pytest
 
 from test_service import Service, running
 
-LIMIT = str(400 << 10)
+LIMIT = str(1 << 20)
 
 
 def pay(service: Service, cards: range) -> list[dict[str, Any]]:
@@ -33,8 +33,8 @@ def test_from_80_percent_on_readiness_and_metrics_warn_and_at_the_limit_new_keys
     monkeypatch.setenv("PENSTOCK_STATE_BYTES", LIMIT)
     with running(tmp_path / "data") as service:
         warned = False
-        for card in range(0, 20_000, 20):
-            answers = pay(service, range(card, card + 20))
+        for card in range(0, 50_000, 100):
+            answers = pay(service, range(card, card + 100))
             full = [answer for answer in answers if answer.get("cause")]
             if full:
                 break

@@ -128,10 +128,11 @@ impl Follower {
         }
         self.engine.settle();
         let position = self.reader()?.position();
-        let times = self.plan.topics.iter().enumerate().map(|(index, topic)| TopicTime {
-            name: topic.name.clone(),
-            newest: self.engine.newest(index),
-        });
+        let times =
+            self.plan.topics.iter().enumerate().map(|(index, topic)| TopicTime {
+                name: topic.name.clone(),
+                newest: self.engine.newest(index),
+            });
         let header = Header {
             position,
             sequence: self.sequence,
@@ -190,7 +191,12 @@ impl Follower {
         let wanted: Vec<usize> = compared.iter().map(|&policy| self.plan.policies[policy].features).collect();
         let mut processed = self.engine.process(topic, &batch, section.marks.as_deref(), &wanted)?;
         if let (Some(policy), Some(features)) = (compared, processed.features.pop()) {
-            self.awaited.add(Awaited { policy, base: section.base_offset as i64, rows: batch.num_rows(), features });
+            self.awaited.add(Awaited {
+                policy,
+                base: section.base_offset as i64,
+                rows: batch.num_rows(),
+                features,
+            });
         }
         if let Some(policy) = policy {
             let offsets = section.base_offset as i64..section.base_offset as i64 + section.rows as i64;
@@ -337,7 +343,8 @@ impl Follower {
         self.begun[topic] = Some(before);
         if before > i64::MIN {
             self.engine.set_newest(topic, Some(before));
-            for index in (0..self.plan.stores.len()).filter(|&index| self.plan.stores[index].source == topic) {
+            for index in (0..self.plan.stores.len()).filter(|&index| self.plan.stores[index].source == topic)
+            {
                 self.engine.store_mut(index).begin_after(before);
             }
         }
@@ -417,7 +424,8 @@ impl AwaitedRows {
     /// Decisions of a policy come batch by batch; what was decided is not decided again.
     fn forget(&mut self, policy: usize, offsets: &[i64]) {
         let decided = |batch: &Awaited| {
-            batch.policy == policy && offsets.iter().any(|&offset| offset == batch.base + batch.rows as i64 - 1)
+            batch.policy == policy
+                && offsets.iter().any(|&offset| offset == batch.base + batch.rows as i64 - 1)
         };
         self.batches.retain(|batch| !decided(batch));
         self.rows = self.batches.iter().map(|batch| batch.rows).sum();

@@ -45,9 +45,20 @@ pub enum Kind {
 impl Kind {
     pub fn from_number(number: u8) -> Option<Kind> {
         use Kind::*;
-        [Decide, DecideMany, EventsJson, EventsNdjson, EventsArrow, Lookup, DryRun, DryRunMany, Scores, Position]
-            .into_iter()
-            .find(|&kind| kind as u8 == number)
+        [
+            Decide,
+            DecideMany,
+            EventsJson,
+            EventsNdjson,
+            EventsArrow,
+            Lookup,
+            DryRun,
+            DryRunMany,
+            Scores,
+            Position,
+        ]
+        .into_iter()
+        .find(|&kind| kind as u8 == number)
     }
 }
 

@@ -29,7 +29,9 @@ impl Core {
     fn check_position(&self, body: &[u8]) -> Result<Position, String> {
         let position: Position = serde_json::from_slice(body)
             .map_err(|_| "a position is an object with consumer, topic and offset".to_string())?;
-        self.log.check_position(&position.consumer, &position.topic, position.offset).map_err(|e| e.to_string())?;
+        self.log
+            .check_position(&position.consumer, &position.topic, position.offset)
+            .map_err(|e| e.to_string())?;
         Ok(position)
     }
 }

@@ -58,8 +58,7 @@ impl Part {
     /// Whether it holds some of what another part asks for: the newest events, if not as many.
     pub fn feeds(&self, asked: &Part) -> bool {
         let newest = matches!((self.what, asked.what), (What::Recent(_), What::Recent(_)));
-        (newest || self.what == asked.what)
-            && (&self.column, &self.filter) == (&asked.column, &asked.filter)
+        (newest || self.what == asked.what) && (&self.column, &self.filter) == (&asked.column, &asked.filter)
     }
 
     pub fn recent(&self) -> Option<u32> {
@@ -121,7 +120,8 @@ pub fn endless_tallies(layout: &Layout) -> impl Iterator<Item = &Tally> {
 /// One part of a key whose windows hold nothing but freed events.
 pub fn encode(entity: &Entity, part: &Part, out: &mut Vec<u8>) {
     let of = part.of.expect("a part of this plan");
-    let tally = || endless_tallies(entity.layout).find(|tally| part.is_of(tally)).expect("a tally of this part");
+    let tally =
+        || endless_tallies(entity.layout).find(|tally| part.is_of(tally)).expect("a tally of this part");
     match part.what {
         What::Events => put_word(out, entity.words[entity.layout.freed.expect("an endless plan")]),
         What::Count | What::Sum | What::Squares => {
@@ -247,7 +247,8 @@ pub fn decode_recent(entity: &mut Entity, part: &Part, mut bytes: &[u8]) -> Resu
 
 /// Where a key keeps the newest events of a part.
 pub fn recent_of<'a>(entity: &'a mut Entity, part: &Part) -> &'a mut Vec<Freed> {
-    let base = entity.layout.bases.iter().find(|base| Some(base.of) == part.of && what(base.keep) == part.what);
+    let base =
+        entity.layout.bases.iter().find(|base| Some(base.of) == part.of && what(base.keep) == part.what);
     match &mut entity.objects[base.expect("a base of this part").object] {
         Object::Recent(recent) => recent,
         _ => unreachable!("the layout gave this place to the newest events"),

@@ -60,7 +60,10 @@ impl Since {
     /// Without what no query to come can miss.
     pub fn after(&self, boundary: i64) -> Since {
         let newer = |all: &BTreeMap<String, i64>| {
-            all.iter().filter(|(_, since)| **since > boundary).map(|(name, since)| (name.clone(), *since)).collect()
+            all.iter()
+                .filter(|(_, since)| **since > boundary)
+                .map(|(name, since)| (name.clone(), *since))
+                .collect()
         };
         Since {
             events: self.events.filter(|since| *since > boundary),
@@ -253,7 +256,8 @@ fn take_events(entity: &mut Entity, from: &Living, texts: &Texts, lacks: &Lacks)
     let stride = entity.layout.stride;
     let first = entity.ring.first;
     let times = (0..entity.ring.len() as u32).map(|at| entity.ring.time(first.wrapping_add(at), stride));
-    let (kept, found) = (times.collect::<Vec<_>>(), from.records(stride).map(|record| record[0] as i64).collect::<Vec<_>>());
+    let (kept, found) =
+        (times.collect::<Vec<_>>(), from.records(stride).map(|record| record[0] as i64).collect::<Vec<_>>());
     let (pairs, older) = align(&kept, &found)?;
     for (to, at) in pairs {
         let source = from.ring.record(from.first.wrapping_add(at as u32), stride);

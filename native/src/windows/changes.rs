@@ -47,8 +47,10 @@ impl History {
         while some.reads.is_empty() {
             for read in self.plan.reads.iter().rev() {
                 if self.random.chance(30) {
-                    let column = read.column.map(|column| place(&mut some.columns, &self.plan.columns[column]));
-                    let filter = read.filter.map(|filter| place(&mut some.filters, &self.plan.filters[filter]));
+                    let column =
+                        read.column.map(|column| place(&mut some.columns, &self.plan.columns[column]));
+                    let filter =
+                        read.filter.map(|filter| place(&mut some.filters, &self.plan.filters[filter]));
                     some.reads.push(Read { column, filter, ..read.clone() });
                 }
             }
@@ -68,7 +70,14 @@ impl History {
     }
 
     /// Events of the log pass; each read's values where they are wanted.
-    fn pass(&self, store: &mut Store, plan: &StorePlan, from: usize, to: usize, wanted: &[usize]) -> Vec<ArrayRef> {
+    fn pass(
+        &self,
+        store: &mut Store,
+        plan: &StorePlan,
+        from: usize,
+        to: usize,
+        wanted: &[usize],
+    ) -> Vec<ArrayRef> {
         let events: Vec<Event> =
             self.events[from..to].iter().map(|event| self.of_plan(plan, event)).collect();
         let batch = Batch::new(plan, &events);
@@ -128,7 +137,8 @@ impl History {
             let arrays = self.pass(store, plan, at, at + 1, &wanted);
             for (index, array) in arrays.iter().enumerate().filter(|(index, _)| right(*index, event.time)) {
                 let read = &plan.reads[index];
-                let (got, want) = (value(array, kind(plan, read), 0), oracles[index].read(read, &event, true));
+                let (got, want) =
+                    (value(array, kind(plan, read), 0), oracles[index].read(read, &event, true));
                 assert!(close(&got, &want), "event {at}, {read:?}: got {got:?}, want {want:?}");
             }
             oracles.iter_mut().for_each(|oracle| oracle.events.push(event.clone()));

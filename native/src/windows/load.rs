@@ -39,12 +39,7 @@ pub fn read_header(input: &mut dyn Input) -> Result<Header> {
 }
 
 /// What follows a header, as a store of a plan that need not be the header's, without some parts of what was freed.
-pub fn load_as(
-    plan: StorePlan,
-    header: &Header,
-    input: &mut dyn Input,
-    without: &[Part],
-) -> Result<Store> {
+pub fn load_as(plan: StorePlan, header: &Header, input: &mut dyn Input, without: &[Part]) -> Result<Store> {
     let old = Layout::new(&header.plan).map_err(|_| damaged("its plan does not fit together"))?;
     let mut store = Store::new(plan)?;
     store.evict_before = header.evict_before;
