@@ -46,6 +46,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<JsonDecoder>()?;
     module.add_function(wrap_pyfunction!(conform, module)?)?;
     module.add_function(wrap_pyfunction!(conform_cells, module)?)?;
+    module.add_function(wrap_pyfunction!(commit_position, module)?)?;
     module.add_function(wrap_pyfunction!(verify, module)?)?;
     module.add_function(wrap_pyfunction!(rows_json, module)?)?;
     Ok(())
@@ -431,6 +432,7 @@ impl ManualGate {
             while core.busy() {
                 answers.extend(core.step(Vec::new(), Told::default())?);
             }
+            core.tend()?;
             Ok(answers)
         });
         Ok(write_answers(py, answers.map_err(raise)?))
@@ -499,7 +501,8 @@ impl Follower {
     }
 
     /// The bytes of each store's state, for tests that compare them.
-    fn state(&self, py: Python<'_>) -> PyResult<Vec<Py<PyBytes>>> {
+    fn state(&mut self, py: Python<'_>) -> PyResult<Vec<Py<PyBytes>>> {
+        self.0.engine.settle();
         let stores = self.0.plan.stores.len();
         let save = |index| {
             let mut bytes = Vec::new();
@@ -788,6 +791,27 @@ fn verify(py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<String> {
     let disk = disk(data)?;
     let report = py.detach(|| log::verify(disk)).map_err(raise)?;
     Ok(serde_json::to_string(&report).expect("plain data"))
+}
+
+/// Remember in a log that no gate writes how far a consumer has come; the caller holds the directory's lock.
+#[pyfunction]
+fn commit_position(
+    py: Python<'_>,
+    data: &Bound<'_, PyAny>,
+    consumer: &str,
+    topic: &str,
+    offset: u64,
+    now_us: i64,
+) -> PyResult<()> {
+    let disk = disk(data)?;
+    let committed = py.detach(|| {
+        let (mut log, _) = log::Log::open(disk, log::Settings::default(), now_us)?;
+        log.check_position(consumer, topic, offset)?;
+        log.note_position(consumer, topic, offset);
+        log.append(&[], now_us)?;
+        log.close()
+    });
+    committed.map_err(raise)
 }
 
 /// The one writer of a data directory, as long as it lives.

@@ -179,6 +179,19 @@ impl Engine {
         &self.stores[index].store
     }
 
+    pub fn store_mut(&mut self, index: usize) -> &mut Store {
+        &mut self.stores[index].store
+    }
+
+    /// Let every store know how far its queries have come: what is saved then depends on the log alone, not on which
+    /// features were wanted on the way.
+    pub fn settle(&mut self) {
+        for index in 0..self.stores.len() {
+            let evict_before = self.evict_before(index);
+            self.stores[index].store.settle(evict_before);
+        }
+    }
+
     pub fn replace_store(&mut self, index: usize, store: Store) {
         self.stores[index].store = store;
     }
@@ -257,7 +270,7 @@ impl Engine {
     }
 
     /// Nothing that reads this store can come at or before this time any more.
-    fn evict_before(&self, index: usize) -> i64 {
+    pub fn evict_before(&self, index: usize) -> i64 {
         self.stores[index].readers.iter().map(|&topic| self.floor(topic)).min().unwrap_or(i64::MIN)
     }
 

@@ -3,7 +3,7 @@
 //! A follower reads commits in order and applies them to an engine. Where it meets decisions it computes their features
 //! a second time and compares: the state is a pure function of the log, or something is wrong.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::disk::Disk;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::log::{self, Catalog, Commit, Position, Reader, StoredSection};
+use crate::log::{Catalog, Commit, Position, Reader, StoredSection};
 use crate::plan::Plan;
 use crate::snapshot::{self, Header, StoredStore, TopicTime};
 use crate::windows::Store;
@@ -28,11 +28,17 @@ pub struct Follower {
     pub compared: u64,
     pub sequence: u64,
     pub events: u64,
-    pub incomplete: Vec<Incomplete>,
     pub passed_over: Vec<String>,
+    /// Some of the state came from the log because the newest snapshot does not have it.
+    pub rebuilt: bool,
+    awaited: AwaitedRows,
     disk: Arc<dyn Disk>,
     position: Option<Position>,
     reader: Option<Reader>,
+    /// For each topic the newest event time before its first rows here; the least time where those are its first ever.
+    begun: Vec<Option<i64>>,
+    /// Topics of the log that the pipeline does not have at present.
+    gone: Vec<TopicTime>,
     topics: HashMap<String, usize>,
     policies: HashMap<String, usize>,
 }
@@ -44,7 +50,9 @@ pub type Undecided = BTreeMap<(usize, i64), u64>;
 #[derive(Clone, Debug, Serialize)]
 pub struct Incomplete {
     pub feature: String,
-    /// From this event time on it is as if the log had never been cut.
+    /// It may lack what happened up to this event time.
+    pub since_us: i64,
+    /// From this event time on it is as if the log had never been cut; never, for one that reaches back to the beginning.
     pub complete_from_us: Option<i64>,
 }
 
@@ -53,21 +61,25 @@ pub type Progress<'a> = &'a mut dyn FnMut(&str, u64, u64);
 
 impl Follower {
     /// Begin at the newest snapshot, or at the log's start; what a changed pipeline misses is built from the log.
+    ///
+    /// A damaged snapshot is passed over with its reason: an older one, or the log, gives the same state.
     pub fn open(
         plan: Arc<Plan>,
         disk: Arc<dyn Disk>,
         threads: usize,
         progress: Progress,
     ) -> Result<Follower> {
-        let mut follower = Follower::at_start(plan, disk, threads)?;
         let mut passed_over = Vec::new();
-        if let Some(snapshot) = snapshot::open_newest(&follower.disk, &mut passed_over)? {
-            follower.restore(snapshot, progress)?;
-        } else {
-            follower.note_cut_log()?;
+        for sequence in snapshot::list(disk.as_ref())?.into_iter().rev() {
+            let mut follower = Follower::at_start(plan.clone(), disk.clone(), threads)?;
+            let restored = snapshot::open(&disk, sequence);
+            match restored.and_then(|snapshot| follower.restore(snapshot, progress)) {
+                Ok(()) => return Ok(Follower { passed_over, ..follower }),
+                Err(error @ Error::Damaged { .. }) => passed_over.push(error.to_string()),
+                Err(error) => return Err(error),
+            }
         }
-        follower.passed_over = passed_over;
-        Ok(follower)
+        Ok(Follower { passed_over, ..Follower::at_start(plan, disk, threads)? })
     }
 
     fn at_start(plan: Arc<Plan>, disk: Arc<dyn Disk>, threads: usize) -> Result<Follower> {
@@ -79,11 +91,14 @@ impl Follower {
             compared: 0,
             sequence: 0,
             events: 0,
-            incomplete: Vec::new(),
             passed_over: Vec::new(),
+            rebuilt: false,
+            awaited: AwaitedRows::default(),
             disk,
             position: None,
             reader: None,
+            begun: vec![None; plan.topics.len()],
+            gone: Vec::new(),
             topics: names(plan.topics.iter().map(|topic| topic.name.clone()).collect()),
             policies: names(
                 plan.policies.iter().map(|policy| format!("{}.decisions", policy.name)).collect(),
@@ -111,16 +126,17 @@ impl Follower {
         if self.mismatches > 0 {
             return Err(Error::invalid("the state came out otherwise than at the gate, and is not kept"));
         }
+        self.engine.settle();
         let position = self.reader()?.position();
+        let times =
+            self.plan.topics.iter().enumerate().map(|(index, topic)| TopicTime {
+                name: topic.name.clone(),
+                newest: self.engine.newest(index),
+            });
         let header = Header {
             position,
             sequence: self.sequence,
-            topics: (self.plan.topics.iter().enumerate())
-                .map(|(index, topic)| TopicTime {
-                    name: topic.name.clone(),
-                    newest: self.engine.newest(index),
-                })
-                .collect(),
+            topics: times.chain(self.gone.iter().cloned()).collect(),
             stores: (0..self.plan.stores.len()).map(|index| stored_store(&self.plan, index)).collect(),
             undecided: (self.undecided.iter())
                 .map(|(&(policy, offset), &address)| {
@@ -148,9 +164,11 @@ impl Follower {
             if let Some(&topic) = self.topics.get(&*section.topic) {
                 self.apply_events(commit, section, topic, compare)?;
             } else if let Some(&policy) = self.policies.get(&*section.topic) {
-                for &offset in section.batch()?.column(1).as_primitive::<Int64Type>().values() {
+                let table = section.batch()?;
+                for &offset in table.column(1).as_primitive::<Int64Type>().values() {
                     self.undecided.remove(&(policy, offset));
                 }
+                self.compare(policy, &table);
             }
         }
         self.sequence = commit.sequence;
@@ -165,20 +183,20 @@ impl Follower {
         compare: bool,
     ) -> Result<()> {
         let batch = as_defined(&self.plan, topic, &section.batch()?)?;
-        if self.engine.newest(topic).is_none() && section.before != i64::MIN {
-            self.engine.set_newest(topic, Some(section.before));
+        if self.begun[topic].is_none() {
+            self.begin_topic(topic, section.before);
         }
-        let policy =
-            (section.origin as usize).checked_sub(1).filter(|&policy| policy < self.plan.policies.len());
-        let decisions = match policy {
-            Some(policy) if compare => self.decisions_of(commit, policy)?,
-            _ => None,
-        };
-        let wanted: Vec<usize> =
-            decisions.iter().map(|_| self.plan.policies[policy.unwrap_or(0)].features).collect();
-        let processed = self.engine.process(topic, &batch, section.marks.as_deref(), &wanted)?;
-        if let (Some(decisions), Some(features)) = (decisions, processed.features.first()) {
-            self.compare(&decisions, features);
+        let policy = self.policy_of(section.origin)?;
+        let compared = policy.filter(|_| compare);
+        let wanted: Vec<usize> = compared.iter().map(|&policy| self.plan.policies[policy].features).collect();
+        let mut processed = self.engine.process(topic, &batch, section.marks.as_deref(), &wanted)?;
+        if let (Some(policy), Some(features)) = (compared, processed.features.pop()) {
+            self.awaited.add(Awaited {
+                policy,
+                base: section.base_offset as i64,
+                rows: batch.num_rows(),
+                features,
+            });
         }
         if let Some(policy) = policy {
             let offsets = section.base_offset as i64..section.base_offset as i64 + section.rows as i64;
@@ -188,26 +206,40 @@ impl Follower {
         Ok(())
     }
 
-    /// The decisions that were logged with these events, where they were made as this pipeline makes them.
-    fn decisions_of(&self, commit: &Commit, policy: usize) -> Result<Option<RecordBatch>> {
-        let about = &self.plan.policies[policy];
-        let topic = format!("{}.decisions", about.name);
-        let Some(section) = commit.sections.iter().find(|section| *section.topic == *topic) else {
-            return Ok(None);
-        };
-        let table = section.batch()?;
-        let versions = table.column_by_name("policy_version").map(|column| column.as_string::<i32>().clone());
-        let same =
-            versions.is_some_and(|versions| versions.iter().all(|version| version == Some(&about.version)));
-        Ok((same && about.model.is_none()).then_some(table))
+    /// The policy that an event entered by, if the pipeline still has it.
+    fn policy_of(&mut self, origin: u16) -> Result<Option<usize>> {
+        let topic = self.catalog()?.topic_of_origin(origin).map(Arc::<str>::from);
+        Ok(topic.and_then(|topic| self.policies.get(&*topic).copied()))
     }
 
-    fn compare(&mut self, decisions: &RecordBatch, features: &[ArrayRef]) {
-        self.compared += decisions.num_rows() as u64;
-        let logged = &decisions.columns()[5..5 + features.len()];
-        let same =
-            features.iter().zip(logged).all(|(computed, logged)| computed.to_data() == logged.to_data());
-        self.mismatches += !same as u64;
+    /// Compare the features of decisions, where they were made as this pipeline makes them, with those computed here.
+    fn compare(&mut self, policy: usize, decisions: &RecordBatch) {
+        let version = &self.plan.policies[policy].version;
+        let text = |name: &str| decisions.column_by_name(name).map(|column| column.as_string::<i32>());
+        let (Some(versions), Some(causes)) = (text("policy_version"), text("cause")) else { return };
+        let offsets = decisions.column(1).as_primitive::<Int64Type>().values();
+        // What start decides about an event has no features.
+        let made_here = |row: usize| {
+            versions.value(row) == version && (causes.is_null(row) || causes.value(row) != "restart")
+        };
+        let mut row = 0;
+        while row < offsets.len() {
+            let run = self.awaited.run(policy, &offsets[row..]);
+            let Some((features, rows)) = run.filter(|_| made_here(row)) else {
+                row += 1;
+                continue;
+            };
+            let rows = (row..row + rows).take_while(|&row| made_here(row)).count();
+            let logged = decisions.columns()[5..].iter().map(|column| column.slice(row, rows));
+            let same = features
+                .iter()
+                .zip(logged)
+                .all(|(computed, logged)| computed.slice(0, rows).to_data() == logged.to_data());
+            self.compared += rows as u64;
+            self.mismatches += !same as u64;
+            row += rows;
+        }
+        self.awaited.forget(policy, offsets);
     }
 
     // Restoring.
@@ -216,25 +248,48 @@ impl Follower {
         let header = snapshot.header.clone();
         self.position = Some(header.position);
         self.sequence = header.sequence;
-        let mut restored = vec![false; self.plan.stores.len()];
+        self.restore_times(&header);
+        self.restore_undecided(&header);
+        let mut rebuild: BTreeMap<usize, Option<Vec<u8>>> =
+            (0..self.plan.stores.len()).map(|index| (index, None)).collect();
         for (done, old) in header.stores.iter().enumerate() {
             progress("restoring state", done as u64, header.stores.len() as u64);
-            let bytes = snapshot.next_store()?;
+            let saved = snapshot.next_store()?;
             let Some(index) = self.same_store(old) else { continue };
-            let plan = self.plan.stores[index].plan.clone();
-            if old.plan == plan {
-                self.engine.replace_store(index, Store::load(plan, &mut bytes.as_slice())?);
-                restored[index] = true;
+            let plan = &self.plan.stores[index].plan;
+            match Store::load_for(plan, &saved, self.engine.evict_before(index))? {
+                Some(store) => {
+                    self.engine.replace_store(index, store);
+                    rebuild.remove(&index);
+                }
+                None => _ = rebuild.insert(index, Some(saved)),
             }
         }
+        if rebuild.is_empty() && !self.has_unknown_topic()? {
+            return Ok(());
+        }
+        self.rebuild(rebuild, progress)
+    }
+
+    /// Whether the log has rows of a topic whose time the snapshot does not know: it had left the pipeline for a while.
+    fn has_unknown_topic(&mut self) -> Result<bool> {
+        let plan = self.plan.clone();
+        let unknown: Vec<bool> = self.begun.iter().map(Option::is_none).collect();
+        let catalog = self.catalog()?;
+        let rows = |topic: usize| catalog.next_offset(&plan.topics[topic].name) > 0;
+        Ok((0..unknown.len()).any(|topic| unknown[topic] && rows(topic)))
+    }
+
+    fn restore_times(&mut self, header: &Header) {
         for topic in &header.topics {
-            if let Some(&index) = self.topics.get(&topic.name) {
-                self.engine.set_newest(index, topic.newest);
+            match self.topics.get(&topic.name) {
+                Some(&index) => {
+                    self.engine.set_newest(index, topic.newest);
+                    self.begun[index] = topic.newest.map(|_| i64::MIN);
+                }
+                None => self.gone.push(topic.clone()),
             }
         }
-        self.restore_undecided(&header);
-        let rebuild: Vec<usize> = (0..restored.len()).filter(|&index| !restored[index]).collect();
-        if rebuild.is_empty() { Ok(()) } else { self.rebuild(&rebuild, progress) }
     }
 
     fn restore_undecided(&mut self, header: &Header) {
@@ -245,18 +300,15 @@ impl Follower {
         }
     }
 
-    /// The store of this pipeline with the same source and key.
     fn same_store(&self, old: &StoredStore) -> Option<usize> {
-        (0..self.plan.stores.len()).find(|&index| {
-            let new = stored_store(&self.plan, index);
-            (&new.source, &new.key, &new.plan.key) == (&old.source, &old.key, &old.plan.key)
-        })
+        (0..self.plan.stores.len()).find(|&index| stored_store(&self.plan, index).same_events(old))
     }
 
     /// Build from the log what the snapshot does not have, up to the snapshot's commit.
-    fn rebuild(&mut self, stores: &[usize], progress: Progress) -> Result<()> {
+    fn rebuild(&mut self, stores: BTreeMap<usize, Option<Vec<u8>>>, progress: Progress) -> Result<()> {
+        let indices: Vec<usize> = stores.keys().copied().collect();
         let mut builder = Follower::at_start(self.plan.clone(), self.disk.clone(), 1)?;
-        builder.engine.limit_to(stores);
+        builder.engine.limit_to(&indices);
         while builder.sequence < self.sequence {
             let Some(commit) = builder.reader()?.next()? else { break };
             builder.apply(&commit, false)?;
@@ -264,60 +316,133 @@ impl Follower {
                 progress("building new features from the log", commit.sequence, self.sequence);
             }
         }
-        for &index in stores {
-            self.engine.replace_store(index, builder.engine.take_store(index)?);
+        for topic in 0..self.plan.topics.len() {
+            match self.engine.newest(topic) {
+                Some(newest) => builder.end_topic(topic, newest),
+                None => self.meet_topic(topic, &builder),
+            }
         }
-        if log::first_sequence(self.disk.as_ref())? > 1 {
-            stores.iter().for_each(|&index| self.note_incomplete(index, &builder));
+        builder.engine.settle();
+        for (index, saved) in stores {
+            let rebuilt = builder.engine.take_store(index)?;
+            let plan = &self.plan.stores[index];
+            let store = match (builder.begun[plan.source], saved) {
+                (Some(begin), Some(saved)) if begin > i64::MIN => {
+                    Store::load_with(&plan.plan, &saved, rebuilt, begin)?
+                }
+                _ => rebuilt,
+            };
+            self.engine.replace_store(index, store);
         }
+        self.rebuilt = true;
         Ok(())
     }
 
-    /// Without a snapshot, a log whose beginning was removed leaves every feature short of its past.
-    fn note_cut_log(&mut self) -> Result<()> {
-        if log::first_sequence(self.disk.as_ref())? > 1 {
-            let builder = Follower::at_start(self.plan.clone(), self.disk.clone(), 1)?;
-            for index in 0..self.plan.stores.len() {
-                self.note_incomplete(index, &builder);
-            }
-        }
-        Ok(())
-    }
-
-    fn note_incomplete(&mut self, store: usize, builder: &Follower) {
-        let plan = self.plan.clone();
-        let begin = builder.first_time(plan.stores[store].source);
-        for set in &plan.features {
-            for (column, &(_, read)) in set.reads.iter().enumerate().filter(|(_, (of, _))| *of == store) {
-                let about = &plan.stores[store].plan.reads[read];
-                let span = about.length_us.map(|length| length + about.delay_us);
-                self.incomplete.push(Incomplete {
-                    feature: set.columns[column].name.clone(),
-                    complete_from_us: begin.zip(span).map(|(begin, span)| begin + span),
-                });
+    /// A topic's first rows that the log has: all events with an effective time after `before` are there.
+    fn begin_topic(&mut self, topic: usize, before: i64) {
+        self.begun[topic] = Some(before);
+        if before > i64::MIN {
+            self.engine.set_newest(topic, Some(before));
+            for index in (0..self.plan.stores.len()).filter(|&index| self.plan.stores[index].source == topic)
+            {
+                self.engine.store_mut(index).begin_after(before);
             }
         }
     }
 
-    /// The time at which the log's first remaining events of a topic stand.
-    fn first_time(&self, topic: usize) -> Option<i64> {
-        let mut reader = Reader::open(self.disk.clone(), None).ok()?;
-        let name = &self.plan.topics[topic].name;
-        while let Some(commit) = reader.next().ok()? {
-            if let Some(section) = commit.sections.iter().find(|section| *section.topic == **name) {
-                let batch = as_defined(&self.plan, topic, &section.batch().ok()?).ok()?;
-                let times = crate::engine::event_times(&self.plan, topic, &batch);
-                return times.iter().copied().max().map(|newest| newest.max(section.before));
+    /// The log up to a snapshot has been read: where the snapshot knows of a topic's events and the log has none left,
+    /// it has none of them.
+    fn end_topic(&mut self, topic: usize, newest: i64) {
+        if self.begun[topic].is_none() {
+            self.begin_topic(topic, newest);
+        }
+    }
+
+    fn meet_topic(&mut self, topic: usize, builder: &Follower) {
+        self.engine.set_newest(topic, builder.engine.newest(topic));
+        self.begun[topic] = builder.begun[topic].map(|_| i64::MIN);
+    }
+
+    /// Features that do not see all that they should, because the log had been cut when they were built.
+    pub fn incomplete(&self) -> Vec<Incomplete> {
+        let mut incomplete = Vec::new();
+        for index in 0..self.plan.stores.len() {
+            for gap in self.engine.store(index).gaps(self.engine.evict_before(index)) {
+                incomplete.extend(self.names_of(index, gap.read).map(|feature| Incomplete {
+                    feature,
+                    since_us: gap.since,
+                    complete_from_us: gap.complete_from,
+                }));
             }
         }
-        None
+        incomplete
+    }
+
+    fn names_of(&self, store: usize, read: usize) -> impl Iterator<Item = String> {
+        self.plan.features.iter().flat_map(move |set| {
+            let places = set.reads.iter().enumerate().filter(move |(_, place)| **place == (store, read));
+            places.map(|(column, _)| set.columns[column].name.clone())
+        })
+    }
+}
+
+/// Events at most whose features wait for their decision; a model may be slow, or never answer.
+const AWAITED_ROWS: usize = 1 << 16;
+
+/// Features that were computed here, until the decision about their events comes by.
+#[derive(Default)]
+struct AwaitedRows {
+    batches: VecDeque<Awaited>,
+    rows: usize,
+}
+
+struct Awaited {
+    policy: usize,
+    base: i64,
+    rows: usize,
+    features: Vec<ArrayRef>,
+}
+
+impl AwaitedRows {
+    fn add(&mut self, batch: Awaited) {
+        self.rows += batch.rows;
+        self.batches.push_back(batch);
+        while self.rows > AWAITED_ROWS && self.batches.len() > 1 {
+            self.rows -= self.batches.pop_front().map_or(0, |batch| batch.rows);
+        }
+    }
+
+    /// The features of the first of these offsets and of those that follow it without a gap, in one batch.
+    fn run(&self, policy: usize, offsets: &[i64]) -> Option<(Vec<ArrayRef>, usize)> {
+        let batch = self.batches.iter().find(|batch| batch.policy == policy && batch.holds(offsets[0]))?;
+        let first = (offsets[0] - batch.base) as usize;
+        let following = offsets.iter().zip(offsets[0]..).take_while(|(offset, next)| *offset == next).count();
+        let rows = following.min(batch.rows - first);
+        Some((batch.features.iter().map(|column| column.slice(first, rows)).collect(), rows))
+    }
+
+    /// Decisions of a policy come batch by batch; what was decided is not decided again.
+    fn forget(&mut self, policy: usize, offsets: &[i64]) {
+        let decided = |batch: &Awaited| {
+            batch.policy == policy
+                && offsets.iter().any(|&offset| offset == batch.base + batch.rows as i64 - 1)
+        };
+        self.batches.retain(|batch| !decided(batch));
+        self.rows = self.batches.iter().map(|batch| batch.rows).sum();
+    }
+}
+
+impl Awaited {
+    fn holds(&self, offset: i64) -> bool {
+        (self.base..self.base + self.rows as i64).contains(&offset)
     }
 }
 
 fn stored_store(plan: &Plan, index: usize) -> StoredStore {
     let keyed = &plan.stores[index];
     let source = plan.topics[keyed.source].name.clone();
-    StoredStore { source, key: keyed.key.clone(), plan: keyed.plan.clone() }
+    let lateness_us = plan.topics[keyed.source].lateness_us;
+    StoredStore { source, key: keyed.key.clone(), lateness_us, plan: keyed.plan.clone() }
 }
 
 /// A stored batch with the columns that its topic has now: fields that came later are null.

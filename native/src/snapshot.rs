@@ -44,7 +44,18 @@ pub struct TopicTime {
 pub struct StoredStore {
     pub source: String,
     pub key: Vec<String>,
+    /// Effective times depend on it.
+    pub lateness_us: i64,
     pub plan: StorePlan,
+}
+
+impl StoredStore {
+    /// Whether it remembers the same events; which of their values, and for what windows, may differ.
+    pub fn same_events(&self, other: &StoredStore) -> bool {
+        let of = |store: &StoredStore| (store.lateness_us, store.plan.endless_delay());
+        (&self.source, &self.key, &self.plan.key) == (&other.source, &other.key, &other.plan.key)
+            && of(self) == of(other)
+    }
 }
 
 /// A snapshot that has been opened, its stores not yet read.
@@ -65,20 +76,7 @@ pub fn list(disk: &dyn Disk) -> Result<Vec<u64>> {
     Ok(sequences)
 }
 
-/// Open the newest snapshot that is whole.
-///
-/// A damaged one is passed over with its reason: an older one, or the log, gives the same state.
-pub fn open_newest(disk: &Arc<dyn Disk>, passed_over: &mut Vec<String>) -> Result<Option<Snapshot>> {
-    for sequence in list(disk.as_ref())?.into_iter().rev() {
-        match open(disk, sequence) {
-            Ok(snapshot) => return Ok(Some(snapshot)),
-            Err(error) => passed_over.push(error.to_string()),
-        }
-    }
-    Ok(None)
-}
-
-fn open(disk: &Arc<dyn Disk>, sequence: u64) -> Result<Snapshot> {
+pub fn open(disk: &Arc<dyn Disk>, sequence: u64) -> Result<Snapshot> {
     let path = path(sequence);
     let file =
         disk.open(&path, Mode::Read).map_err(|error| Error::io(format!("could not open {path}"), error))?;

@@ -120,16 +120,20 @@ def topics_command(as_json: bool, **options: Any) -> None:
 
 @commands.command("tail")
 @click.argument("topic")
-@settings_options("data")
+@settings_options("data", "host", "port")
 @click.option("-n", "--lines", default=10, show_default=True, help="How many of the newest rows.")
 @click.option("--offset", type=int, help="From this offset on instead.")
 @click.option("-f", "--follow", is_flag=True, help="Go on as rows arrive.")
-def tail_command(topic: str, lines: int, offset: int | None, follow: bool, **options: Any) -> None:
+@click.option("--consumer", "name", help="Go on where this consumer stopped, and remember where it stops.")
+def tail_command(topic: str, lines: int, offset: int | None, follow: bool, name: str | None, **options: Any) -> None:
     """The newest rows of TOPIC, as JSON lines."""
-    from penstock.runtime.logs import tail_rows
+    from penstock.runtime.logs import Consumer, tail_rows
 
-    data = read_options(options)["data"]
-    for text in tail_rows(data, topic, lines=lines, offset=offset, follow=follow, sleep=time.sleep):
+    settings = read_options(options)
+    data: Path = settings["data"]
+    url = f"http://{settings['host']}:{settings['port']}"
+    consumer = None if name is None else Consumer(data, name, topic, url=url)
+    for text in tail_rows(data, topic, lines=lines, offset=offset, follow=follow, sleep=time.sleep, consumer=consumer):
         sys.stdout.write(text)
         sys.stdout.flush()
 

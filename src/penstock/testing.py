@@ -1,11 +1,11 @@
 """Run a pipeline inside a test: in memory, with a clock that the test moves, and a crash as an input.
 
-    with testing.run(pipeline, now="2026-11-01T12:00:00Z") as service:
-        answer = service.decide("authorise", payment)
-        assert answer["outcome"] == "approve"
-        service.clock.advance("1h")
-        service.crash()                                    # power loss: only what was acknowledged remains
-        assert service.decide("authorise", payment) == answer  # the retry is told the same
+with testing.run(pipeline, now="2026-11-01T12:00:00Z") as service:
+    answer = service.decide("authorise", payment)
+    assert answer["outcome"] == "approve"
+    service.clock.advance("1h")
+    service.crash()                                    # power loss: only what was acknowledged remains
+    assert service.decide("authorise", payment) == answer  # the retry is told the same
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from penstock import _native
 from penstock.clock import duration_us
 from penstock.errors import InputError
 from penstock.runtime.app import load_app
+from penstock.runtime.logs import read_position
 from penstock.runtime.pipeline import Pipeline
 from penstock.runtime.plan import Plan, compile_plan
 from penstock.runtime.replay import choose, score
 
-DECIDE, DECIDE_MANY, EVENTS_NDJSON, LOOKUP, DRY_RUN, SCORES = 0, 1, 3, 5, 6, 8
+DECIDE, DECIDE_MANY, EVENTS_NDJSON, LOOKUP, DRY_RUN, SCORES, POSITION = 0, 1, 3, 5, 6, 8, 9
 REPEAT, MODEL = 1, 2
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -58,10 +59,15 @@ class Refused(InputError):
         self.field: str | None = error.get("field")
 
 
+class NoAnswer(Exception):
+    """The event is taken, and its model has not answered yet."""
+
+
 class Service:
     """A pipeline's gate without its door: each call is one request, answered when it returns.
 
-    Models run in this process. Deadlines do not pass by themselves: `told_fallback` says that one has.
+    Models run in this process, at once unless `models_stuck` is set. Deadlines do not pass by themselves:
+    `told_fallback` says that one has.
     """
 
     def __init__(self, pipeline: Pipeline, *, now: datetime, settings: Mapping[str, Any] | None = None) -> None:
@@ -70,12 +76,16 @@ class Service:
         self._settings = _core_settings(settings or {})
         self._disk = _native.Memory()
         self._handle = 0
+        self._decided = 0
         self._told: list[int] = []
+        self.models_stuck = False
+        self._unscored: list[tuple[int, int, bytes]] = []
         self._seed = 0
         self._gate = self._open()
 
     def decide(self, policy: str, event: EventValues) -> dict[str, Any]:
-        """The answer about one event. Raises `Refused`."""
+        """The answer about one event. Raises `Refused`, and `NoAnswer` while models are stuck."""
+        self._decided = self._handle + 1
         return _answer(self._call(DECIDE, self.plan.policy_index(policy), _json(event)))
 
     def decide_many(self, policy: str, events: Iterable[EventValues]) -> list[dict[str, Any]]:
@@ -101,12 +111,32 @@ class Service:
 
     def told_fallback(self) -> None:
         """The caller of the newest `decide` was told the fallback, because its deadline had passed."""
-        self._told.append(self._handle)
+        self._told.append(self._decided)
         self._step([])
+
+    def models_answer(self) -> list[dict[str, Any]]:
+        """The stuck models answer after all: what those are told who still wait."""
+        self.models_stuck, unscored = False, self._unscored
+        self._unscored = []
+        requests = [(number, SCORES, number, self._score(model, rows), 0) for number, model, rows in unscored]
+        return [_answer((status, text)) for _, status, text, _ in self._step(requests)]
+
+    def commit_position(self, consumer: str, topic: str, offset: int) -> None:
+        """A consumer of a topic has seen what comes before this offset."""
+        body = {"consumer": consumer, "topic": topic, "offset": offset}
+        _answer(self._call(POSITION, 0, json.dumps(body).encode()))
+
+    def position(self, consumer: str, topic: str) -> int | None:
+        """Where a consumer goes on in a topic."""
+        reader = _native.LogReader(self._disk)
+        while reader.next() is not None:
+            pass
+        return read_position(json.loads(reader.catalog()), consumer, topic)
 
     def crash(self) -> None:
         """Lose power and start again: what was not synced is lost, wholly or in part."""
         self._seed += 1
+        self._unscored = []
         del self._gate
         self._disk.crash(self._seed)
         self._gate = self._open()
@@ -114,16 +144,29 @@ class Service:
     def restart(self, pipeline: Pipeline | None = None) -> None:
         """End in order and start again, with a changed pipeline where one is given."""
         self._gate.close()
+        self._unscored = []
         if pipeline is not None:
             self.plan = compile_plan(pipeline)
         self._gate = self._open()
 
     def snapshot(self) -> int:
         """Have a follower write the state; the sequence of the commit that it is as of."""
+        return self._follower().snapshot()
+
+    def state(self) -> list[bytes]:
+        """The bytes of the state as a follower has it: equal for equal state."""
+        return self._follower().state()
+
+    @property
+    def compared(self) -> tuple[int, int]:
+        """Decisions whose features a follower computes a second time, and batches of them that come out otherwise."""
+        return self._follower().compared
+
+    def _follower(self) -> _native.Follower:
         follower = _native.Follower(self.plan.to_json(), self._disk)
         while follower.advance(1_000) == 1_000:
             pass
-        return follower.snapshot()
+        return follower
 
     @property
     def stats(self) -> dict[str, Any]:
@@ -148,7 +191,7 @@ class Service:
         for handle, status, text, flags in answers:
             if handle == self._handle and not flags & MODEL:
                 return status, text
-        raise AssertionError("the gate has not answered")
+        raise NoAnswer("the event's model has not answered")
 
     def _step(self, requests: list[_native.Request]) -> list[_native.Answer]:
         self._gate.set_now(self.clock.now_us)
@@ -156,7 +199,9 @@ class Service:
         answers = self._gate.step(requests, told)
         done = [answer for answer in answers if not answer[3] & MODEL]
         for number, model, rows, flags in answers:
-            if flags & MODEL:
+            if flags & MODEL and self.models_stuck:
+                self._unscored.append((number, model, rows))
+            elif flags & MODEL:
                 done += self._gate.step([(number, SCORES, number, self._score(model, rows), 0)], [])
         return done
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from penstock import testing
+from penstock.serve.service import Service
+from penstock.settings import read_settings
 
 FIRST = Path(__file__).resolve().parent.parent.parent / "examples" / "first.py"
 SMALL = {"segment_bytes": 256 << 10, "commit_bytes": 32 << 10, "retention_us": 60_000_000, "memory_ids": 1_000}
@@ -35,3 +39,32 @@ def test_old_files_go_and_an_id_whose_event_went_with_them_is_new(tmp_path: Path
         again = decide(0)
         assert again["offset"] == 40 * 500
         assert again["features"]["card_count_1h"] == 41
+
+
+@pytest.mark.parametrize("idle", ["1m", "5d"])
+def test_old_files_go_by_the_clock_even_where_nothing_is_written(idle: str) -> None:
+    with testing.run(FIRST, now="2026-11-01T12:00:00Z", settings={**SMALL, "retention_us": 86_400_000_000}) as service:
+        for number in range(4_000):
+            service.clock.advance("1s")
+            paid_at = service.clock.now.isoformat()
+            service.decide(
+                "authorise", {"payment_id": f"p{number}", "card": "c", "amount": "1.00", "paid_at": paid_at}
+            )
+            if number % 1_000 == 999:
+                service.snapshot()
+        service.clock.advance(idle)
+        with pytest.raises(testing.Refused, match="no decision"):
+            service.look_up("authorise", "unknown")  # any request: only time has passed
+        service.crash()
+        assert (service.started["first_sequence"] > 1) == (idle == "5d")
+
+
+def test_start_warns_where_retention_is_shorter_than_the_longest_window(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for retention, warned in [("29d", True), ("30d", False), (None, False)]:
+        caplog.clear()
+        options = {"data": str(tmp_path)} | ({} if retention is None else {"retention": retention})
+        service = Service.load(FIRST, read_settings(options, file=None))
+        service.warn_of_short_retention()
+        assert ("the longest window needs 30d" in caplog.text) == warned

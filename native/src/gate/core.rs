@@ -33,12 +33,17 @@ pub struct Settings {
     pub threads: usize,
 }
 
+/// How often `tend` has something to do.
+pub const TEND_US: i64 = 60_000_000;
+
 /// What a policy keeps in the log beside its topic's events.
 pub(super) struct PolicyLog {
     pub decisions: u32,
     pub decisions_topic: String,
     pub timeouts: u32,
     pub timeouts_topic: String,
+    /// What its events are marked with; it stays when a pipeline's policies change their order.
+    pub origin: u16,
 }
 
 pub struct Core {
@@ -50,6 +55,10 @@ pub struct Core {
     pub(super) log: Log,
     /// The log's segment that the newest commit is in.
     pub(super) segment: u64,
+    /// Nothing is removed from the log before every snapshot is of this sequence or a later one: an older one lacks what
+    /// a changed pipeline needs from the log.
+    pub(super) trim_from: u64,
+    pub(super) tended_us: i64,
     pub(super) ids: Ids,
     pub(super) decoders: Arc<Vec<Decoder>>,
     pub(super) deciders: Vec<Decider>,
@@ -140,6 +149,7 @@ impl Core {
                 Kind::DryRun | Kind::DryRunMany => self.dry_run(&mut cycle, request)?,
                 Kind::Scores => self.take_scores(&mut cycle, request)?,
                 _ if self.stats.full.is_some() => cycle.answers.push(self.full_answer(request.handle)),
+                Kind::Position => self.note_position(&mut cycle, request),
                 _ => self.queue_bulk(&mut cycle, request)?,
             }
         }
@@ -161,6 +171,16 @@ impl Core {
         self.stats.core_seconds.observe(took.saturating_sub(synced) as f64 / 1e9);
         self.refresh_stats();
         Ok(answers)
+    }
+
+    /// What is done between cycles: the log's retention is looked after once a minute, whether it grows or not.
+    pub fn tend(&mut self) -> Result<()> {
+        let now_us = self.clock.now_us();
+        if now_us.saturating_sub(self.tended_us) >= TEND_US {
+            self.tended_us = now_us;
+            self.remove_old(now_us)?;
+        }
+        Ok(())
     }
 
     /// Stop taking, make everything durable, close the log.
@@ -198,7 +218,7 @@ impl Core {
             return Ok(());
         }
         let topic = self.plan.policy_topic(policy);
-        let origin = policy as u16 + 1;
+        let origin = self.policies[policy].origin;
         let seen = self.admit(cycle, topic, origin, &batch)?;
         let mut places = vec![usize::MAX; seen.len()];
         let mut queues: Vec<Vec<Waiter>> = Vec::with_capacity(seen.len());
@@ -514,7 +534,7 @@ impl Core {
         self.ids.find(id_hash(&self.plan.topics[topic], &id.value()), &mut addresses)?;
         addresses.retain(|&address| self.log.keeps(Address(address)));
         let Some(event) = self.find_event(cycle, topic, &id.column(), addresses)? else { return Ok(None) };
-        if event.origin != policy as u16 + 1 {
+        if event.origin != self.policies[policy].origin {
             return Ok(None);
         }
         let told = self.told_body(cycle, policy, &event)?;
@@ -748,7 +768,7 @@ impl Core {
 
     /// Append what the cycle gathered and sync it; the time of the sync in nanoseconds.
     fn commit_cycle(&mut self, cycle: &mut Cycle) -> Result<u64> {
-        if cycle.sections.is_empty() {
+        if cycle.sections.is_empty() && !self.log.has_changes() {
             return Ok(0);
         }
         let committed = self.log.append(&cycle.sections, cycle.now_us)?;
@@ -768,11 +788,12 @@ impl Core {
         Ok(took)
     }
 
-    /// What is older than its retention, as far as no snapshot and no id file has to be made from it again.
+    /// What is older than its retention, as far as no state has to be made from it again. An id is forgotten with its
+    /// event, so that the index does not hold anything back.
     fn remove_old(&mut self, now_us: i64) -> Result<()> {
         let oldest_snapshot = snapshot::list(self.disk.as_ref())?.first().copied();
-        if let Some(sequence) = oldest_snapshot {
-            self.log.trim(now_us, sequence.min(self.ids.covered()) + 1)?;
+        if let Some(sequence) = oldest_snapshot.filter(|&sequence| sequence >= self.trim_from) {
+            self.log.trim(now_us, sequence + 1)?;
         }
         let retain_us = self.plan.topics.iter().map(|topic| topic.retain_us).max().unwrap_or(0);
         self.ids.expire(now_us.saturating_sub(retain_us))?;

@@ -11,6 +11,7 @@
 mod admit;
 mod bulk;
 mod core;
+mod positions;
 mod start;
 mod stats;
 mod thread;
@@ -37,14 +38,27 @@ pub enum Kind {
     DryRun = 6,
     DryRunMany = 7,
     Scores = 8,
+    /// Remember how far a consumer has come.
+    Position = 9,
 }
 
 impl Kind {
     pub fn from_number(number: u8) -> Option<Kind> {
         use Kind::*;
-        [Decide, DecideMany, EventsJson, EventsNdjson, EventsArrow, Lookup, DryRun, DryRunMany, Scores]
-            .into_iter()
-            .find(|&kind| kind as u8 == number)
+        [
+            Decide,
+            DecideMany,
+            EventsJson,
+            EventsNdjson,
+            EventsArrow,
+            Lookup,
+            DryRun,
+            DryRunMany,
+            Scores,
+            Position,
+        ]
+        .into_iter()
+        .find(|&kind| kind as u8 == number)
     }
 }
 

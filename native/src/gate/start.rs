@@ -43,11 +43,14 @@ impl Core {
     ) -> Result<(Core, Started)> {
         let plan = Arc::new(plan);
         let (mut log, recovery) = Log::open(disk.clone(), log_settings, clock.now_us())?;
-        let (topics, policies, changed) = define_all(&plan, &mut log)?;
+        let (topics, mut policies, changed) = define_all(&plan, &mut log)?;
         if changed {
             // The definitions of a changed pipeline take effect with a commit of their own.
             log.append(&[], clock.now_us())?;
             log.sync()?;
+        }
+        for policy in &mut policies {
+            policy.origin = log.catalog().origin(&policy.decisions_topic);
         }
         let mut ids = Ids::open(disk.clone(), ids_settings)?;
         let mut follower = Follower::open(plan.clone(), disk.clone(), settings.threads, progress)?;
@@ -64,7 +67,7 @@ impl Core {
             commits: follower.sequence.saturating_sub(first),
             events: follower.events,
             undecided: follower.undecided.len(),
-            incomplete: std::mem::take(&mut follower.incomplete),
+            incomplete: follower.incomplete(),
             passed_over,
             recovery,
         };
@@ -90,6 +93,8 @@ impl Core {
             settings,
             disk,
             segment: 0,
+            trim_from: if follower.rebuilt { last } else { 0 },
+            tended_us: i64::MIN,
             log,
             ids,
             topics,
@@ -252,6 +257,7 @@ fn define_all(plan: &Plan, log: &mut Log) -> Result<(Vec<u32>, Vec<PolicyLog>, b
             timeouts: log.define(&timeouts_topic, &plan.timeouts_schema(index))?,
             decisions_topic,
             timeouts_topic,
+            origin: 0,
         });
         changed |= note(log, &format!("policy/{}/{}", policy.name, policy.version), &policy.definition);
     }

@@ -5,11 +5,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
 
-use super::core::Core;
+use super::core::{Core, TEND_US};
 use super::stats::Stats;
 use super::{Answer, MODEL, Request, Told, error_body};
 use crate::answer;
@@ -38,6 +39,8 @@ struct Shared {
 /// One cycle takes at most so many requests, and stops taking at so many bytes: its commit stays far below a segment.
 const CYCLE_REQUESTS: usize = 1_024;
 const CYCLE_BYTES: usize = 1 << 20;
+/// A thread without work looks up this often.
+const IDLE: Duration = Duration::from_micros(TEND_US as u64);
 
 #[derive(Default)]
 struct Inbox {
@@ -148,8 +151,12 @@ fn cycles(core: &mut Core, shared: &Shared) -> Result<()> {
     loop {
         let (requests, told, stop) = wait(core, shared);
         let count = requests.len() as u64;
-        if requests.is_empty() && told.is_empty() && !core.busy() && stop {
-            return Ok(());
+        if requests.is_empty() && told.is_empty() && !core.busy() {
+            if stop {
+                return Ok(());
+            }
+            core.tend()?;
+            continue;
         }
         let answers = core.step(requests, told)?;
         shared.queued.fetch_sub(count, Ordering::Relaxed);
@@ -158,13 +165,16 @@ fn cycles(core: &mut Core, shared: &Shared) -> Result<()> {
             lock(&shared.outbox).extend(answers);
             signal(shared);
         }
+        core.tend()?;
     }
 }
 
 fn wait(core: &Core, shared: &Shared) -> (Vec<Request>, Told, bool) {
     let mut inbox = lock(&shared.inbox);
-    while inbox.requests.is_empty() && inbox.told.is_empty() && !core.busy() && !inbox.stop {
-        inbox = shared.wake.wait(inbox).unwrap_or_else(PoisonError::into_inner);
+    let mut idle = false;
+    while inbox.requests.is_empty() && inbox.told.is_empty() && !core.busy() && !inbox.stop && !idle {
+        let waited = shared.wake.wait_timeout(inbox, IDLE).unwrap_or_else(PoisonError::into_inner);
+        (inbox, idle) = (waited.0, waited.1.timed_out());
     }
     let requests = inbox.next_requests();
     (requests, inbox.next_told(), inbox.stop)

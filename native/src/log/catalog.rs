@@ -65,6 +65,20 @@ impl Catalog {
         self.schemas.get(id as usize)
     }
 
+    /// How far a consumer has come in a topic: the offset of the next row that it wants.
+    pub fn position(&self, consumer: &str, topic: &str) -> Option<u64> {
+        self.notes.get(&position_key(consumer, topic))?.parse().ok()
+    }
+
+    /// A small number for a topic that stays the same for as long as the log lives; 0 is none.
+    pub fn origin(&self, topic: &str) -> u16 {
+        self.topics.iter().position(|known| &*known.name == topic).map_or(0, |index| index as u16 + 1)
+    }
+
+    pub fn topic_of_origin(&self, origin: u16) -> Option<&str> {
+        self.topics.get((origin as usize).checked_sub(1)?).map(|topic| &*topic.name)
+    }
+
     /// The schema that the topic's rows have now.
     pub fn newest_schema(&self, topic: &str) -> Option<&Arc<StoredSchema>> {
         self.schemas.iter().rev().find(|schema| &*schema.topic == topic)
@@ -170,6 +184,10 @@ impl Changes {
         let schemas = record.schemas.into_iter().map(SchemaRecord::stored).collect();
         Ok(Changes { schemas, notes: record.notes })
     }
+}
+
+pub(super) fn position_key(consumer: &str, topic: &str) -> String {
+    format!("consumer/{consumer}/{topic}")
 }
 
 fn unreadable(error: serde_json::Error) -> Fault {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::begin::{Begun, begin_segment};
-use super::catalog::{Catalog, Changes, StoredSchema};
+use super::catalog::{self, Catalog, Changes, StoredSchema};
 use super::commit::{self, Commit, Section};
 use super::durable::{DurableFile, DurableReader, Slot};
 use super::files::Files;
@@ -189,6 +189,35 @@ impl Log {
     /// Write a note, or remove it, with the next append.
     pub fn note(&mut self, key: &str, text: Option<&str>) {
         self.pending.notes.insert(key.into(), text.map(Into::into));
+    }
+
+    /// Whether a definition or a note waits for the next append.
+    pub fn has_changes(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// Remember that a consumer has seen a topic's rows before an offset, with the next append. Retention does not wait
+    /// for consumers.
+    pub fn note_position(&mut self, consumer: &str, topic: &str, offset: u64) {
+        self.note(&catalog::position_key(consumer, topic), Some(&offset.to_string()));
+    }
+
+    /// Whether a position can be one: a topic of this log, and no offset beyond its next.
+    pub fn check_position(&self, consumer: &str, topic: &str, offset: u64) -> Result<()> {
+        let allowed = |char: char| char.is_ascii_alphanumeric() || matches!(char, '_' | '-' | '.');
+        if consumer.is_empty() || consumer.len() > 100 || !consumer.chars().all(allowed) {
+            return Err(Error::invalid_with(
+                "a consumer cannot have this name",
+                "up to 100 letters, digits, underscores, hyphens or dots",
+            ));
+        }
+        let Some(known) = self.catalog.topic(topic) else {
+            return Err(Error::invalid("the log has no such topic"));
+        };
+        if offset > known.next_offset {
+            return Err(Error::invalid(format!("the topic ends before offset {}", known.next_offset)));
+        }
+        Ok(())
     }
 
     /// As of the last append; what is defined or noted since comes with the next.

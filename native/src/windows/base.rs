@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::entity::Entity;
 use super::frame::damaged;
-use super::layout::{Keep, Layout, Number, Picked, Slot, Tally};
+use super::layout::{Family, Keep, Layout, Picked, Slot, Tally};
 use super::objects::{Freed, Object};
 use super::plan::StorePlan;
 use super::sums::{self, Term};
@@ -54,6 +54,24 @@ impl Part {
         };
         enough && (&self.column, &self.filter) == (&asked.column, &asked.filter)
     }
+
+    /// Whether it holds some of what another part asks for: the newest events, if not as many.
+    pub fn feeds(&self, asked: &Part) -> bool {
+        let newest = matches!((self.what, asked.what), (What::Recent(_), What::Recent(_)));
+        (newest || self.what == asked.what) && (&self.column, &self.filter) == (&asked.column, &asked.filter)
+    }
+
+    pub fn recent(&self) -> Option<u32> {
+        match self.what {
+            What::Recent(count) => Some(count),
+            _ => None,
+        }
+    }
+
+    fn is_of(&self, tally: &Tally) -> bool {
+        let what = if self.what == What::Unique { What::Count } else { self.what };
+        Some(tally.of) == self.of && what_of(tally.family) == what
+    }
 }
 
 /// The parts of a plan, in a fixed order.
@@ -69,15 +87,21 @@ pub fn parts(plan: &StorePlan, layout: &Layout) -> Vec<Part> {
         }
     };
     for tally in endless_tallies(layout) {
-        enter(What::Count, tally.of);
-        tally.sum.iter().for_each(|_| enter(What::Sum, tally.of));
-        tally.squares.iter().for_each(|_| enter(What::Squares, tally.of));
+        enter(what_of(tally.family), tally.of);
         tally.unique.iter().for_each(|_| enter(What::Unique, tally.of));
     }
     for base in &layout.bases {
         enter(what(base.keep), base.of);
     }
     parts
+}
+
+fn what_of(family: Family) -> What {
+    match family {
+        Family::Sums => What::Sum,
+        Family::Squares => What::Squares,
+        Family::Counts | Family::Sliding => What::Count,
+    }
 }
 
 fn what(keep: Keep) -> What {
@@ -96,14 +120,16 @@ pub fn endless_tallies(layout: &Layout) -> impl Iterator<Item = &Tally> {
 /// One part of a key whose windows hold nothing but freed events.
 pub fn encode(entity: &Entity, part: &Part, out: &mut Vec<u8>) {
     let of = part.of.expect("a part of this plan");
-    let tally = || endless_tallies(entity.layout).filter(|tally| tally.of == of);
+    let tally =
+        || endless_tallies(entity.layout).find(|tally| part.is_of(tally)).expect("a tally of this part");
     match part.what {
         What::Events => put_word(out, entity.words[entity.layout.freed.expect("an endless plan")]),
-        What::Count => tally().take(1).for_each(|tally| put_word(out, entity.words[tally.count])),
-        What::Sum => encode_sum(entity, tally().find_map(|t| Some((t.number, t.sum?))), false, out),
-        What::Squares => encode_sum(entity, tally().find_map(|t| Some((t.number, t.squares?))), true, out),
+        What::Count | What::Sum | What::Squares => {
+            put_word(out, entity.words[tally().count]);
+            sums_of(tally()).for_each(|(at, term)| encode_sum(entity, at, term, out));
+        }
         What::Unique => {
-            let object = tally().find_map(|tally| tally.unique).expect("a tally of this part");
+            let object = tally().unique.expect("a tally of this part");
             encode_values(entity, &of, entity.objects[object].values(), out);
         }
         What::Min | What::Max | What::First | What::Recent(_) => {
@@ -113,11 +139,15 @@ pub fn encode(entity: &Entity, part: &Part, out: &mut Vec<u8>) {
     }
 }
 
-fn encode_sum(entity: &Entity, sum: Option<(Number, usize)>, squared: bool, out: &mut Vec<u8>) {
-    let (number, at) = sum.expect("a tally of this part");
-    let term = Term { number, squared };
+fn sums_of(tally: &Tally) -> impl Iterator<Item = (usize, Term)> {
+    let number = tally.number;
+    let sum = tally.sum.map(|at| (at, Term { number, squared: false }));
+    sum.into_iter().chain(tally.squares.map(|at| (at, Term { number, squared: true })))
+}
+
+fn encode_sum(entity: &Entity, at: usize, term: Term, out: &mut Vec<u8>) {
     let (negative, words) = sums::canonical(entity.words, at, term, entity.slot, entity.spills);
-    out.push(negative as u8);
+    out.extend([negative as u8, words.len() as u8]);
     words.iter().for_each(|word| put_word(out, *word));
 }
 
@@ -153,27 +183,27 @@ fn put_word(out: &mut Vec<u8>, word: u64) {
     out.extend(word.to_le_bytes());
 }
 
+pub fn encoded_part(entity: &Entity, part: &Part) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    encode(entity, part, &mut bytes);
+    bytes
+}
+
 /// Gives a new key, whose events are all still ahead of its windows, one part of what was freed.
 pub fn decode(entity: &mut Entity, part: &Part, mut bytes: &[u8]) -> Result<()> {
     let (layout, of) = (entity.layout, part.of.expect("a part of this plan"));
-    let endless = || endless_tallies(layout).filter(move |tally| tally.of == of);
+    let endless = || endless_tallies(layout).filter(|tally| part.is_of(tally));
     match part.what {
         What::Events => {
             entity.words[layout.freed.expect("an endless plan")] = take_word(&mut bytes)?;
         }
-        What::Count => {
+        What::Count | What::Sum | What::Squares => {
             let count = take_word(&mut bytes)?;
             endless().for_each(|tally| entity.words[tally.count] = count);
-        }
-        What::Sum | What::Squares => {
-            let (negative, magnitude) = bytes.split_first().ok_or_else(too_short)?;
-            let words: Vec<u64> =
-                magnitude.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().unwrap())).collect();
-            let squared = part.what == What::Squares;
-            for tally in endless() {
-                if let Some(at) = if squared { tally.squares } else { tally.sum } {
-                    let term = Term { number: tally.number, squared };
-                    sums::restore(entity.words, at, term, *negative == 1, &words, entity.slot, entity.spills);
+            for index in 0..endless().next().map_or(0, |tally| sums_of(tally).count()) {
+                let (negative, words) = take_sum(&mut bytes)?;
+                for (at, term) in endless().filter_map(|tally| sums_of(tally).nth(index)) {
+                    sums::restore(entity.words, at, term, negative, &words, entity.slot, entity.spills);
                 }
             }
         }
@@ -205,6 +235,31 @@ fn decode_freed(entity: &mut Entity, part: &Part, mut bytes: &[u8]) -> Result<()
     Ok(())
 }
 
+/// The newest events of a part, oldest first; their texts are used once each.
+pub fn decode_recent(entity: &mut Entity, part: &Part, mut bytes: &[u8]) -> Result<Vec<Freed>> {
+    let of = part.of.expect("a part of this plan");
+    let mut events = Vec::new();
+    while !bytes.is_empty() {
+        events.push((take_word(&mut bytes)? as i64, take_value(entity.texts, &of, &mut bytes)?));
+    }
+    Ok(events)
+}
+
+/// Where a key keeps the newest events of a part.
+pub fn recent_of<'a>(entity: &'a mut Entity, part: &Part) -> &'a mut Vec<Freed> {
+    let base =
+        entity.layout.bases.iter().find(|base| Some(base.of) == part.of && what(base.keep) == part.what);
+    match &mut entity.objects[base.expect("a base of this part").object] {
+        Object::Recent(recent) => recent,
+        _ => unreachable!("the layout gave this place to the newest events"),
+    }
+}
+
+pub fn release_values<'a>(entity: &mut Entity, part: &Part, events: impl Iterator<Item = &'a Freed>) {
+    let of = part.of.expect("a part of this plan");
+    events.for_each(|(_, value)| release(entity.texts, &of, *value));
+}
+
 fn retain(texts: &mut Texts, of: &Picked, value: i128) {
     if matches!(of.slot, Some(Slot::Text { .. })) {
         texts.retain(value as u64);
@@ -215,6 +270,13 @@ fn release(texts: &mut Texts, of: &Picked, value: i128) {
     if matches!(of.slot, Some(Slot::Text { .. })) {
         texts.release(value as u64);
     }
+}
+
+fn take_sum(bytes: &mut &[u8]) -> Result<(bool, Vec<u64>)> {
+    let ([negative, count], rest) = bytes.split_first_chunk::<2>().ok_or_else(too_short)?;
+    *bytes = rest;
+    let words = (0..*count).map(|_| take_word(bytes)).collect::<Result<_>>()?;
+    Ok((*negative == 1, words))
 }
 
 fn take_word(bytes: &mut &[u8]) -> Result<u64> {

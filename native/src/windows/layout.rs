@@ -120,6 +120,7 @@ impl Number {
 pub struct Tally {
     pub window: usize,
     pub of: Picked,
+    pub family: Family,
     /// How sums are kept; of no meaning where there are none.
     pub number: Number,
     pub count: usize,
@@ -128,6 +129,27 @@ pub struct Tally {
     pub min: Option<usize>,
     pub max: Option<usize>,
     pub unique: Option<usize>,
+}
+
+/// Which reads share a tally. Endless ones do only where they need the same of it: a new mean, which begins where the
+/// log does, must not be divided by the count of an older read, which knows more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    Sliding,
+    Counts,
+    Sums,
+    Squares,
+}
+
+impl Family {
+    fn of(read: &Read) -> Family {
+        match read.aggregate {
+            _ if read.length_us.is_some() => Family::Sliding,
+            Aggregate::Sum | Aggregate::Mean => Family::Sums,
+            Aggregate::Std | Aggregate::Var => Family::Squares,
+            _ => Family::Counts,
+        }
+    }
 }
 
 /// Events that pass a filter and have a value in a column.
@@ -268,7 +290,7 @@ impl Layout {
             for read in reads {
                 if self.window(read) == window && tallied(read) {
                     let of = self.picked(read.column, read.filter);
-                    let index = self.tally(window, of);
+                    let index = self.tally(window, of, Family::of(read));
                     self.widen_tally(index, read.aggregate);
                 }
             }
@@ -276,15 +298,20 @@ impl Layout {
         }
     }
 
-    fn tally(&mut self, window: usize, of: Picked) -> usize {
-        let known = self.tallies.iter().position(|tally| tally.window == window && tally.of == of);
+    fn tally(&mut self, window: usize, of: Picked, family: Family) -> usize {
+        let known = self.tally_of(window, of, family);
         known.unwrap_or_else(|| {
             let count = self.take_words(1);
             let (sum, squares, min, max, unique) = (None, None, None, None, None);
             let number = Number::of(of.kind).unwrap_or(Number::Narrow);
-            self.tallies.push(Tally { window, of, number, count, sum, squares, min, max, unique });
+            self.tallies.push(Tally { window, of, family, number, count, sum, squares, min, max, unique });
             self.tallies.len() - 1
         })
+    }
+
+    fn tally_of(&self, window: usize, of: Picked, family: Family) -> Option<usize> {
+        let same = |tally: &Tally| tally.window == window && tally.of == of && tally.family == family;
+        self.tallies.iter().position(same)
     }
 
     fn widen_tally(&mut self, index: usize, aggregate: Aggregate) {
@@ -330,7 +357,7 @@ impl Layout {
         let behind = matches!(read.aggregate, Aggregate::Lag(_) | Aggregate::SinceLast);
         let endless = read.length_us.is_none();
         let keep = kept(read.aggregate).filter(|_| endless);
-        let tally = self.tallies.iter().position(|t| tallied(read) && t.window == window && t.of == of);
+        let tally = self.tally_of(window, of, Family::of(read)).filter(|_| tallied(read));
         let about = tally.map(|tally| &self.tallies[tally]);
         Ok(Step {
             aggregate: read.aggregate,

@@ -6,7 +6,7 @@ use std::io::Read as Input;
 
 use crate::error::Result;
 
-use super::base::{self, Part};
+use super::base::{self, Part, What};
 use super::frame::{damaged, read_section};
 use super::keys::{Key, inline};
 use super::layout::{Layout, Slot};
@@ -24,7 +24,9 @@ impl Store {
         if header.plan != plan {
             return Err(damaged("it was written for another plan"));
         }
-        load_as(plan, &header, input)
+        let mut store = load_as(plan, &header, input, &[])?;
+        store.since = header.since;
+        Ok(store)
     }
 }
 
@@ -36,8 +38,8 @@ pub fn read_header(input: &mut dyn Input) -> Result<Header> {
         .map_err(|_| damaged("its header cannot be read"))
 }
 
-/// What follows a header, as a store of a plan that need not be the header's.
-pub fn load_as(plan: StorePlan, header: &Header, input: &mut dyn Input) -> Result<Store> {
+/// What follows a header, as a store of a plan that need not be the header's, without some parts of what was freed.
+pub fn load_as(plan: StorePlan, header: &Header, input: &mut dyn Input, without: &[Part]) -> Result<Store> {
     let old = Layout::new(&header.plan).map_err(|_| damaged("its plan does not fit together"))?;
     let mut store = Store::new(plan)?;
     store.evict_before = header.evict_before;
@@ -54,7 +56,7 @@ pub fn load_as(plan: StorePlan, header: &Header, input: &mut dyn Input) -> Resul
     let places = places.collect();
     let mut reader = Reader { store: &mut store, places, events: header.events };
     reader.records(input, &header.plan, &old)?;
-    reader.parts(input, &header.parts)?;
+    reader.parts(input, &header.parts, without)?;
     Ok(store)
 }
 
@@ -182,9 +184,10 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn parts(&mut self, input: &mut dyn Input, saved: &[Part]) -> Result<()> {
+    fn parts(&mut self, input: &mut dyn Input, saved: &[Part], without: &[Part]) -> Result<()> {
         let Store { plan, layout, shards, .. } = &mut *self.store;
-        let wanted = base::parts(plan, layout);
+        let mut wanted = base::parts(plan, layout);
+        wanted.retain(|part| matches!(part.what, What::Recent(_)) || !without.contains(part));
         for part in saved {
             let lengths = read_section(input, self.places.len() as u64 * 4)?;
             let bytes = read_section(input, u64::MAX)?;
@@ -192,7 +195,7 @@ impl Reader<'_> {
             if texts.len() != self.places.len() {
                 return Err(damaged("its counts do not agree"));
             }
-            for wanted in wanted.iter().filter(|wanted| part.serves(wanted)) {
+            for wanted in wanted.iter().filter(|wanted| part.feeds(wanted)) {
                 for ((shard, slot), text) in self.places.iter().zip(&texts) {
                     shards[*shard].change(layout, *slot, |entity| base::decode(entity, wanted, text))?;
                 }

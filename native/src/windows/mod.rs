@@ -34,6 +34,8 @@ mod texts;
 mod values;
 
 #[cfg(test)]
+mod changes;
+#[cfg(test)]
 mod oracle;
 #[cfg(test)]
 mod streams;
@@ -48,6 +50,8 @@ use crate::error::{Error, Result};
 use crate::schema::Type;
 use crate::threads::side_by_side;
 
+pub use change::Gap;
+use change::Since;
 use keys::{KeyRef, Keys};
 use layout::Layout;
 use output::{Answers, Output, Shape};
@@ -72,6 +76,7 @@ pub struct Store {
     shards: Vec<Shard>,
     /// No query to come is at an earlier time.
     evict_before: i64,
+    since: Since,
     /// Rows that passed since the sweep's last visit.
     passed: usize,
     /// For each shard its rows of a slab, and its answers; kept from pass to pass for their memory alone.
@@ -102,7 +107,8 @@ impl Store {
         let layout = Layout::new(&plan)?;
         let shards = (0..SHARDS).map(|_| Shard::default()).collect();
         let (rows, answers) = (vec![Vec::new(); SHARDS], (0..SHARDS).map(|_| Answers::default()).collect());
-        Ok(Store { plan, layout, shards, evict_before: i64::MIN, passed: 0, rows, answers })
+        let since = Since::default();
+        Ok(Store { plan, layout, shards, evict_before: i64::MIN, since, passed: 0, rows, answers })
     }
 
     /// Lets a batch pass: one array for each wanted read, in their order.

@@ -53,6 +53,12 @@ pub struct StorePlan {
 }
 
 impl StorePlan {
+    /// The delay of reads that reach back to the beginning. Their store holds no others, so that what it frees is
+    /// behind all of them.
+    pub fn endless_delay(&self) -> Option<i64> {
+        self.reads.iter().find(|read| read.length_us.is_none()).map(|read| read.delay_us)
+    }
+
     pub fn check(&self) -> Result<()> {
         if self.key.is_empty() {
             return Err(Error::invalid("a keyed state needs at least one key column"));

@@ -13,6 +13,7 @@ use crate::error::Result;
 
 use super::Store;
 use super::base::{self, Part};
+use super::change::Since;
 use super::frame::{Section, write_section};
 use super::keys::KeyRef;
 use super::layout::{Layout, Slot};
@@ -31,20 +32,29 @@ pub struct Header {
     pub keys: u64,
     pub events: u64,
     pub parts: Vec<Part>,
+    #[serde(default, skip_serializing_if = "Since::is_empty")]
+    pub since: Since,
+}
+
+impl Header {
+    /// Events up to this time had left every window.
+    pub fn boundary(&self) -> i64 {
+        self.evict_before.saturating_sub(self.span)
+    }
 }
 
 /// One key's living events.
-struct Living<'a> {
-    key: KeyRef<'a>,
-    shard: usize,
-    slot: usize,
-    ring: &'a Ring,
-    first: u32,
+pub struct Living<'a> {
+    pub key: KeyRef<'a>,
+    pub shard: usize,
+    pub slot: usize,
+    pub ring: &'a Ring,
+    pub first: u32,
     count: u32,
 }
 
 impl Living<'_> {
-    fn records(&self, stride: usize) -> impl Iterator<Item = &[u64]> {
+    pub fn records(&self, stride: usize) -> impl Iterator<Item = &[u64]> {
         (0..self.count).map(move |offset| self.ring.record(self.first.wrapping_add(offset), stride))
     }
 }
@@ -61,6 +71,7 @@ impl Store {
             keys: living.len() as u64,
             events,
             parts,
+            since: self.since.after(self.boundary()),
         };
         write_section(out, MAGIC)?;
         write_section(out, &serde_json::to_vec(&header).expect("a plan is JSON"))?;
@@ -81,11 +92,11 @@ impl Store {
         self.write_parts(out, &living, &header.parts)
     }
 
-    fn boundary(&self) -> i64 {
+    pub(super) fn boundary(&self) -> i64 {
         self.evict_before.saturating_sub(self.layout.span)
     }
 
-    fn living(&self) -> Vec<Living<'_>> {
+    pub(super) fn living(&self) -> Vec<Living<'_>> {
         let mut living = Vec::with_capacity(self.keys());
         for (index, shard) in self.shards.iter().enumerate() {
             living.extend(shard.living(&self.layout, self.boundary()).into_iter().map(|(slot, first)| {

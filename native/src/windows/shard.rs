@@ -301,6 +301,12 @@ impl Shard {
         show(&entity)
     }
 
+    /// Where a key is; entered if it is new.
+    pub fn slot_of(&mut self, layout: &Layout, key: KeyRef) -> usize {
+        let hash = key.hash();
+        self.find(hash, key).unwrap_or_else(|| self.enter(layout, hash, key.to_key()))
+    }
+
     /// Makes room for a saved key's events.
     pub fn restore(&mut self, layout: &Layout, key: Key, count: u32) -> usize {
         let slot = self.enter(layout, key.view().hash(), key);

@@ -40,9 +40,11 @@ impl Slab {
         self.len
     }
 
-    /// The memory of all blocks, without what they point to.
+    /// The memory of the blocks in use, without what they point to. A block that was left is used again before memory
+    /// is taken: at its limit, the state has room for as many keys as have gone.
     pub fn bytes(&self) -> usize {
-        self.chunks.first().map_or(0, |chunk| chunk.bytes() * self.chunks.len()) + self.free.capacity() * 4
+        let used = self.len - self.free.len();
+        self.chunks.first().map_or(0, |chunk| chunk.bytes().div_ceil(CHUNK) * used)
     }
 
     pub fn enter(&mut self, layout: &Layout, key: Key) -> usize {

@@ -67,6 +67,24 @@ impl Trial {
         self.check(&events, insert, &skip, &wanted, &passed, true);
     }
 
+    /// Inserts events; what they read is not looked at.
+    fn pass(&mut self, events: &[Event]) {
+        let batch = Batch::new(&self.plan, events);
+        let wanted: Vec<usize> = (0..self.plan.reads.len()).collect();
+        let pass = Pass {
+            times: &batch.times,
+            keys: &batch.keys,
+            insert: true,
+            columns: &batch.columns,
+            filters: &batch.filters,
+            skip: None,
+            wanted: &wanted,
+            evict_before: self.clock - LATENESS,
+            threads: self.threads,
+        };
+        self.store.pass(&pass).unwrap();
+    }
+
     /// Compares every value; the events then belong to the past, if they were inserted and `moved`.
     fn check(
         &mut self,
@@ -183,6 +201,45 @@ fn what_has_left_every_window_is_freed() {
         trial.store.pass(&pass).unwrap();
     }
     assert_eq!((trial.store.keys(), trial.store.retained()), (0, 0));
+}
+
+/// Twenty thousand events of four keys, each with a text of its own: of reads that reach back to the beginning only
+/// numbers stay, and what late events may still need.
+#[test]
+fn what_endless_reads_have_counted_is_freed() {
+    use super::Aggregate::*;
+    let mut random = Random(11);
+    let mut plan = plan(&mut random, 1);
+    let text = plan.columns.iter().position(|(_, kind)| *kind == Type::Text).unwrap();
+    let flag = plan.columns.iter().position(|(_, kind)| *kind == Type::Bool).unwrap();
+    let wanted = [Count, Sum, Mean, Min, Max, Std, Var, First, Last, Lag(3)];
+    let pairs =
+        wanted.iter().flat_map(|aggregate| (0..plan.columns.len()).map(|column| (*aggregate, Some(column))));
+    let pairs = pairs.chain([(Count, None), (SinceLast, None), (NUnique, Some(flag))]);
+    let reads = pairs.flat_map(|(aggregate, column)| {
+        [(None, 0), (Some(1), 5)].map(|(filter, delay_us)| Read {
+            aggregate,
+            column,
+            filter,
+            length_us: None,
+            delay_us,
+            include_current: true,
+        })
+    });
+    plan.reads = reads.filter(|read| plan.output_type(read).is_ok()).collect();
+    let mut trial = Trial::with(plan, random);
+    let mut bytes = Vec::new();
+    for number in 0..20_000 {
+        let mut events = trial.events(1, 4);
+        events[0].values[text] = Some(Value::Text(format!("the text of event {number}")));
+        trial.pass(&events);
+        if number % 5_000 == 4_999 {
+            bytes.push(trial.store.bytes());
+        }
+    }
+    let recent = trial.store.retained();
+    assert!(recent < 100, "{recent} events are kept");
+    assert!(*bytes.iter().max().unwrap() < 2 * bytes[0] && bytes[0] < 200_000, "{bytes:?} bytes");
 }
 
 #[test]

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penstock import _native
-from penstock.errors import InputError
+from penstock.errors import InputError, LockedError
 from penstock.schema import Type
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 FOLLOW_S = 0.2
+COMMIT_S = 10
 
 
 def read_catalog(data: Path) -> dict[str, Any]:
@@ -27,6 +31,51 @@ def read_catalog(data: Path) -> dict[str, Any]:
     return catalog
 
 
+def read_position(catalog: dict[str, Any], consumer: str, topic: str) -> int | None:
+    """The offset at which a consumer goes on in a topic; None where it has not committed one."""
+    text = catalog["notes"].get(f"consumer/{consumer}/{topic}")
+    return None if text is None else int(text)
+
+
+class Consumer:
+    """A named reader of a topic, whose position is in the log: it goes on where it committed last.
+
+    At least once: what was read after the last commit is read again after a crash. Retention does not wait for it.
+    """
+
+    def __init__(self, data: Path, name: str, topic: str, *, url: str) -> None:
+        catalog = read_catalog(data)
+        self.data, self.name, self.topic, self.url = data, name, topic, url
+        self.position = read_position(catalog, name, topic) or 0
+
+    def commit(self, offset: int) -> None:
+        """Remember that the rows before an offset are done: by the service that writes the log, or without one."""
+        if offset == self.position:
+            return
+        try:
+            lock = _native.Lock(str(self.data))
+        except LockedError:
+            self._ask_service(offset)
+        else:
+            _native.commit_position(str(self.data), self.name, self.topic, offset, time.time_ns() // 1_000)
+            del lock
+        self.position = offset
+
+    def _ask_service(self, offset: int) -> None:
+        body = {"consumer": self.name, "topic": self.topic, "offset": offset}
+        request = urllib.request.Request(
+            f"{self.url}/v1/positions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        try:
+            urllib.request.urlopen(request, timeout=COMMIT_S).close()
+        except urllib.error.HTTPError as error:
+            raise InputError(f"the service refused the position: {json.load(error)['error']['message']}") from None
+        except OSError:
+            raise InputError(
+                f"the service of {self.data} does not answer at {self.url}", hint="give its --host and --port"
+            ) from None
+
+
 def tail_rows(
     data: Path,
     topic: str,
@@ -35,17 +84,29 @@ def tail_rows(
     offset: int | None,
     follow: bool,
     sleep: Callable[[float], None],
+    consumer: Consumer | None = None,
 ) -> Iterator[str]:
-    """JSON lines of a topic's newest rows, or of those from an offset on; with `follow` it never ends."""
+    """JSON lines of a topic's newest rows, of those from an offset on, or of those that a consumer has not seen.
+
+    With `follow` it never ends. A consumer's position is committed when what there is has been taken. Raises `LogError`
+    where retention has removed the offset.
+    """
+    if consumer is not None and offset is None:
+        offset = consumer.position
     if offset is None:
         offset = max(_topic(data, topic)["next_offset"] - lines, 0)
     else:
         _topic(data, topic)
+    import pyarrow as pa
+
     reader = _native.LogReader(str(data), topic, offset)
     while True:
         while (sections := reader.next()) is not None:
-            for *_, batch in sections:
+            for _, base_offset, _, _, batch in sections:
                 yield _native.rows_json(batch)
+                offset = base_offset + len(pa.record_batch(batch))
+        if consumer is not None:
+            consumer.commit(offset)
         if not follow:
             return
         sleep(FOLLOW_S)

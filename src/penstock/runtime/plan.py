@@ -2,7 +2,9 @@
 
     pipeline ─▶ topics ─▶ stores (what is remembered, by source and key) ─▶ features ─▶ policies
 
-Features with the same source and key share one store, and features that mean the same share one read of it.
+Features with the same source and key share one store, and features that mean the same share one read of it. Those
+that reach back to the beginning have stores of their own, one for each delay: what such a store has counted and freed
+can then stay when other windows change.
 """
 
 from __future__ import annotations
@@ -64,6 +66,7 @@ class _Store:
     source: int
     topic: Topic
     key: tuple[str, ...]
+    endless_delay_us: int | None
     columns: list[str] = field(default_factory=list)
     filters: list[str] = field(default_factory=list)
     filter_plans: list[Any] = field(default_factory=list)
@@ -148,9 +151,7 @@ class _Compiler:
                 "topic": self.topics.index(feature_set.topic),
                 "reads": reads,
                 "derived": derived,
-                "columns": [
-                    {"name": name, "type": types[name].to_json(), "optional": True} for name in names
-                ],
+                "columns": [{"name": name, "type": types[name].to_json(), "optional": True} for name in names],
             }
         )
         return len(self.features) - 1
@@ -160,10 +161,12 @@ class _Compiler:
         if keyed.topic not in self.topics:
             raise DefinitionError(f'topic "{keyed.topic.name}" belongs to another pipeline')
         source = self.topics.index(keyed.topic)
+        window = feature.window
+        endless_delay_us = window.delay_us if window.length_us is None else None
         for index, store in enumerate(self.stores):
-            if (store.source, store.key) == (source, keyed.key):
+            if (store.source, store.key, store.endless_delay_us) == (source, keyed.key, endless_delay_us):
                 return index
-        self.stores.append(_Store(source, keyed.topic, keyed.key))
+        self.stores.append(_Store(source, keyed.topic, keyed.key, endless_delay_us))
         return len(self.stores) - 1
 
     def add_policy(self, policy: Policy) -> dict[str, Any]:
@@ -195,9 +198,7 @@ class _Compiler:
         for column in self.features[features]["columns"]:
             columns[column["name"]] = Type.from_json(column["type"])
         if "score" in columns:
-            raise DefinitionError(
-                f'policy "{policy.name}": a field named "score" hides the model\'s score'
-            )
+            raise DefinitionError(f'policy "{policy.name}": a field named "score" hides the model\'s score')
         columns["score"] = FLOAT64
         return columns
 

@@ -49,14 +49,20 @@ def write(follower: _native.Follower, written: int) -> int:
     if follower.sequence == written:
         return written
     compared, mismatches = follower.compared
+    if mismatches:
+        logger.error(
+            "%d batches of decisions came out otherwise (%d decisions computed twice); no snapshot is kept",
+            mismatches,
+            compared,
+        )
+        return follower.sequence
     started = time.monotonic()
     sequence = follower.snapshot()
     logger.info(
-        "wrote a snapshot as of commit %d in %.2f s; %d decisions computed twice, %d differed",
+        "wrote a snapshot as of commit %d in %.2f s; %d decisions computed twice, none differed",
         sequence,
         time.monotonic() - started,
         compared,
-        mismatches,
     )
     return sequence
 

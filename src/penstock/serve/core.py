@@ -22,6 +22,7 @@ LOOKUP = 5  # the body is an id's text; the target is a policy
 DRY_RUN = 6
 DRY_RUN_MANY = 7
 SCORES = 8  # a model's answer; the target is its batch number, the body float64s
+POSITION = 9  # how far a consumer has come
 
 # Flags of an answer.
 REPEAT = 1  # told before: the answer says so in a header

@@ -17,6 +17,7 @@ from penstock.serve.core import (
     EVENTS_JSON,
     EVENTS_NDJSON,
     LOOKUP,
+    POSITION,
 )
 from penstock.serve.deadlines import Deadline
 from penstock.serve.settings import Doors, DoorSettings
@@ -148,10 +149,11 @@ class Routes:
             )
             for topic in doors.topics
         }
+        self.positions = Route("positions", kinds=(POSITION, None, None), deadline=patience)
         self._usual = self._usual_urls()
 
     def __iter__(self) -> Iterator[Route]:
-        yield from (self.metrics, self.healthz, self.readyz, self.refused)
+        yield from (self.metrics, self.healthz, self.readyz, self.refused, self.positions)
         for group in (self.decide, self.dry_run, self.decisions, self.events):
             yield from group.values()
 
@@ -171,6 +173,9 @@ class Routes:
                 return self.healthz, b""
             case [b"", b"readyz"]:
                 return self.readyz, b""
+            case [b"", b"v1", b"positions"]:
+                _check_query(query, ())
+                return self.positions, b""
             case [b"", b"v1", b"policies", name, b"decide"]:
                 routes = self.dry_run if _dry_run(query) else self.decide
                 return _named(routes, name, "policy"), b""
@@ -187,10 +192,7 @@ class Routes:
         return {
             **{f"/{route.name}".encode(): route for route in local},
             **{f"/v1/policies/{name}/decide".encode(): r for name, r in self.decide.items()},
-            **{
-                f"/v1/policies/{name}/decide?dry_run=1".encode(): r
-                for name, r in self.dry_run.items()
-            },
+            **{f"/v1/policies/{name}/decide?dry_run=1".encode(): r for name, r in self.dry_run.items()},
             **{f"/v1/topics/{name}/events".encode(): r for name, r in self.events.items()},
         }
 

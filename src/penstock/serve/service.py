@@ -76,9 +76,11 @@ class Service:
         for reason in started["passed_over"]:
             logger.warning("passed over: %s", reason)
         for feature in started["incomplete"]:
-            since = feature["complete_from_us"]
-            when = "once the log reaches back far enough" if since is None else f"for events from {_time(since)} on"
-            logger.warning('feature "%s" is complete %s', feature["feature"], when)
+            name, complete = feature["feature"], feature["complete_from_us"]
+            if complete is None:
+                logger.warning('feature "%s" knows only what happened after %s', name, _time(feature["since_us"]))
+            else:
+                logger.warning('feature "%s" is complete for events from %s on', name, _time(complete))
         self.warn_of_short_retention()
 
     def warn_of_short_retention(self) -> None:

@@ -1,0 +1,163 @@
+"""What a caller is told, is told again, and can look up, wherever a crash falls around the model's answer."""
+
+from __future__ import annotations
+
+import itertools
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+import penstock as ps
+from penstock import _native, testing
+
+NOON = "2026-11-01T12:00:00Z"
+RULES = """
+default = "approve"
+outcomes = ["decline", "review", "approve"]
+[[rule]]
+name = "risky"
+when = "score > 0.5"
+outcome = "decline"
+code = "R1"
+"""
+PAYMENT = {"payment_id": "p1", "card": "c1", "amount": "900.00", "paid_at": NOON}
+
+
+def build(folder: Path) -> ps.Pipeline:
+    class Payment(ps.Event):
+        payment_id: str = ps.id()
+        card: str
+        amount: Decimal = ps.decimal(12, 2)
+        paid_at: datetime = ps.event_time()
+
+    (folder / "rules.toml").write_text(RULES)
+    pipeline = ps.Pipeline("cards")
+    payments = pipeline.topic("payments", Payment)
+
+    @pipeline.model(version="1")
+    def risk(batch: pl.DataFrame) -> pl.Series:
+        return batch["amount"].cast(pl.Float64) / 1_000
+
+    scored = payments.features(card_count=payments.by("card").past("1h").count())
+    pipeline.policy("authorise", scored, rules=folder / "rules.toml", score=risk, fallback="review")
+    return pipeline
+
+
+# What happens to one payment, whose model is stuck, in order: each prefix of a path ends with a crash.
+PATHS = [
+    ["decide"],
+    ["decide", "deadline"],
+    ["decide", "deadline", "model"],
+    ["decide", "model"],
+    ["decide", "model", "deadline"],
+]
+BETWEEN = ["nothing", "snapshot", "another payment"]
+
+
+def take(service: testing.Service, step: str) -> Any:
+    if step == "decide":
+        service.models_stuck = True
+        with pytest.raises(testing.NoAnswer):
+            service.decide("authorise", PAYMENT)
+        return None
+    if step == "deadline":
+        return service.told_fallback()
+    return service.models_answer()
+
+
+@pytest.mark.parametrize("between", BETWEEN)
+@pytest.mark.parametrize("path", PATHS, ids="-".join)
+@pytest.mark.parametrize("crashes", [1, 2])
+def test_a_crash_anywhere_around_the_models_answer_leaves_one_answer(
+    tmp_path: Path, path: list[str], between: str, crashes: int
+) -> None:
+    with testing.run(build(tmp_path), now=NOON) as service:
+        answered: list[Any] = []
+        for step in path:
+            answered += take(service, step) or []
+            if between == "snapshot":
+                service.snapshot()
+            if between == "another payment" and step == "decide":
+                service.append("payments", [{**PAYMENT, "payment_id": f"{step}"}])
+        for _ in range(crashes):
+            service.crash()
+        service.models_stuck = False
+        told = service.decide("authorise", PAYMENT)
+        found = service.look_up("authorise", "p1")
+        late = found.pop("late_decision")
+        if "deadline" in path:
+            # The caller was told the fallback; what was decided after it stands beside it.
+            assert (told["outcome"], told["cause"], told["timed_out"]) == ("review", "deadline", True)
+            assert (told["score"], told["features"], told["offset"]) == (None, None, None)
+            decided = ("decline", None) if "model" in path else ("review", "restart")
+            assert (late["outcome"], late.get("cause")) == decided
+        elif "model" in path:
+            assert (told["outcome"], told["score"], late) == ("decline", 0.9, None)
+            assert answered == [told]
+        else:
+            assert (told["outcome"], told["cause"], late) == ("review", "restart", None)
+            assert told["offset"] == 0
+        assert {key: told[key] for key in found if key != "took_ms"} == {
+            key: value for key, value in found.items() if key != "took_ms"
+        }
+        assert service.started["undecided"] == 0 or crashes == 1
+        # Told once, told for good.
+        for _ in range(2):
+            assert service.decide("authorise", PAYMENT) == told
+            service.crash()
+        assert service.decide("authorise", PAYMENT) == told
+        assert service.decide("authorise", {**PAYMENT, "payment_id": "p9"})["outcome"] == "decline"
+
+
+def test_every_event_without_a_decision_gets_one_and_no_decided_event_a_second(tmp_path: Path) -> None:
+    for decided, open_ in itertools.product([0, 1, 3], [0, 1, 4]):
+        with testing.run(build(tmp_path), now=NOON) as service:
+            for number in range(decided):
+                service.decide("authorise", {**PAYMENT, "payment_id": f"d{number}"})
+            service.models_stuck = True
+            for number in range(open_):
+                with pytest.raises(testing.NoAnswer):
+                    service.decide("authorise", {**PAYMENT, "payment_id": f"o{number}"})
+            service.crash()
+            assert service.started["undecided"] == open_
+            causes = [service.look_up("authorise", f"o{number}")["cause"] for number in range(open_)]
+            assert causes == ["restart"] * open_
+            service.crash()
+            assert service.started["undecided"] == 0
+
+
+def test_a_follower_compares_the_features_of_a_models_decisions_too(tmp_path: Path) -> None:
+    with testing.run(build(tmp_path), now=NOON) as service:
+        for number in range(5):
+            service.decide("authorise", {**PAYMENT, "payment_id": f"d{number}"})
+        service.models_stuck = True
+        for number in range(7):
+            with pytest.raises(testing.NoAnswer):
+                service.decide("authorise", {**PAYMENT, "payment_id": f"o{number}"})
+        assert service.compared == (5, 0)
+        service.models_answer()
+        assert service.compared == (12, 0)
+        # What start says about an event has no features, and is not compared.
+        service.models_stuck = True
+        with pytest.raises(testing.NoAnswer):
+            service.decide("authorise", {**PAYMENT, "payment_id": "x"})
+        service.crash()
+        assert service.compared == (12, 0)
+
+
+def test_a_state_that_comes_out_otherwise_is_noticed_and_not_kept(tmp_path: Path) -> None:
+    with testing.run(build(tmp_path), now=NOON) as service:
+        for number in range(3):
+            service.decide("authorise", {**PAYMENT, "payment_id": f"d{number}"})
+        # The same policy's version over another window: what a broken state would look like.
+        other = service.plan.to_json().replace('"include_current":true', '"include_current":false')
+        follower = _native.Follower(other, service._disk)
+        while follower.advance(10) == 10:
+            pass
+        assert follower.compared == (3, 3)
+        with pytest.raises(ps.errors.PenstockError, match="otherwise than at the gate"):
+            follower.snapshot()

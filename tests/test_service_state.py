@@ -1,0 +1,76 @@
+"""The state's limit and consumers' positions, as callers of a running service see them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from test_service import Service, running
+
+LIMIT = str(1 << 20)
+
+
+def pay(service: Service, cards: range) -> list[dict[str, Any]]:
+    lines = [
+        json.dumps({"payment_id": f"p{card}", "card": f"c{card}", "amount": "1.00", "paid_at": "2026-01-01T00:00:00Z"})
+        for card in cards
+    ]
+    answer = service.call(
+        "POST", "/v1/policies/authorise/decide", "\n".join(lines).encode(), kind="application/x-ndjson"
+    )
+    assert answer.status == 200
+    return [json.loads(line) for line in answer.body.splitlines()]
+
+
+def test_from_80_percent_on_readiness_and_metrics_warn_and_at_the_limit_new_keys_get_the_fallback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PENSTOCK_STATE_BYTES", LIMIT)
+    with running(tmp_path / "data") as service:
+        warned = False
+        for card in range(0, 50_000, 100):
+            answers = pay(service, range(card, card + 100))
+            full = [answer for answer in answers if answer.get("cause")]
+            if full:
+                break
+            ready = service.call("GET", "/readyz")
+            warned = warned or bool(ready.status == 200 and ready.json()["warnings"])
+        assert warned
+        assert {answer["cause"] for answer in full} == {"state_full"}
+        assert {answer["outcome"] for answer in full} == {"approve"}
+        assert all(set(answer["features"].values()) == {None} for answer in full)
+        for number in range(130):  # what the core has counted is shown every 64 cycles
+            service.call("GET", f"/v1/decisions/authorise/p{number}")
+        metrics = service.call("GET", "/metrics").body.decode()
+        assert "\npenstock_state_warning 1" in metrics
+        assert f"\npenstock_state_full_total {len(full)}" in metrics
+        ready = service.call("GET", "/readyz")
+        assert "full" in ready.body.decode()
+
+
+def test_tail_with_a_consumer_goes_on_beside_a_service_and_without_one(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+
+    def tail(port: int) -> list[str]:
+        command = [sys.executable, "-m", "penstock", "tail", "payments", "--consumer", "lake"]
+        command += ["--data", str(data), "--port", str(port)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        return [json.loads(line)["payment_id"] for line in done.stdout.splitlines()]
+
+    with running(data) as service:
+        pay(service, range(3))
+        assert tail(service.port) == ["p0", "p1", "p2"]
+        assert tail(service.port) == []
+        pay(service, range(3, 5))
+        service.end()
+    assert tail(9) == ["p3", "p4"]
+    assert tail(9) == []
+    with running(data) as service:
+        answer = service.call("POST", "/v1/positions", b'{"consumer": "lake", "topic": "payments", "offset": 6}')
+        assert (answer.status, answer.json()["error"]["code"]) == (422, "invalid_position")
+        assert tail(service.port) == []
