@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from test_service import Service, running
+from processes import Service, running
 
 LIMIT = str(1 << 20)
 

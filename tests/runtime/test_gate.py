@@ -84,3 +84,21 @@ def test_a_retry_among_many_in_one_cycle_with_the_first_attempt_is_told_the_same
     looked_up = step(gate, (5, testing.DECIDE, [payment(1)]))
     assert looked_up[5][0] == first
     gate.close()
+
+
+@pytest.mark.parametrize("kind", [testing.DECIDE, testing.DECIDE_MANY])
+@pytest.mark.parametrize("together", ["the first, its deadline and the retry", "its deadline and the retry"])
+def test_a_retry_in_the_cycle_that_learns_of_the_deadline_is_told_the_fallback_too(together: str, kind: int) -> None:
+    with testing.run(FIRST, now=NOON) as service:
+        body = json.dumps(payment(1)).encode()
+        first, retry = (1, testing.DECIDE, 0, body, 0), (2, kind, 0, body, 0)
+        if together.startswith("the first"):
+            answers = service._gate.step([first, retry], [1])
+        else:
+            service._gate.step([first], [])
+            answers = service._gate.step([retry], [1])
+        told = next(json.loads(text) for handle, _, text, _ in answers if handle == 2)
+        assert (told["cause"], told["timed_out"], told["offset"]) == ("deadline", True, None)
+        service.crash()
+        assert service.decide("authorise", payment(1)) | {"took_ms": 0} == told | {"took_ms": 0}
+        assert service.look_up("authorise", "p1")["late_decision"]["features"]["card_count_1h"] == 1

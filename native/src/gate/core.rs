@@ -137,6 +137,7 @@ impl Core {
         let mut cycle = Cycle::new(self.clock.now_us(), told);
         self.stats.beat += 1;
         self.stats.full = self.room(&requests);
+        self.recall_told(&mut cycle);
         let mut decides: Vec<Vec<Request>> = Vec::new();
         decides.resize_with(self.plan.policies.len(), Vec::new);
         for request in requests {
@@ -257,7 +258,12 @@ impl Core {
     ) -> Result<()> {
         let score = no_score(batch.events.num_rows());
         let verdicts = self.deciders[policy].decide(&batch.case(&score))?;
-        let told = vec![false; queues.len()];
+        let told: Vec<bool> = queues.iter().map(|queue| cycle.told_one_of(queue)).collect();
+        let rows: Vec<(usize, i64)> =
+            (0..told.len()).filter(|&row| told[row]).map(|row| (row, batch.offsets[row])).collect();
+        if !rows.is_empty() {
+            cycle.tells.push(Tell { policy, events: batch.events.clone(), rows });
+        }
         self.conclude(cycle, policy, &batch, &score, verdicts, queues, &told)
     }
 
@@ -438,6 +444,11 @@ impl Core {
         policy: usize,
         event: &SeenEvent,
     ) -> Result<Option<Vec<u8>>> {
+        for tell in cycle.tells.iter().filter(|tell| tell.policy == policy) {
+            if let Some(&(row, _)) = tell.rows.iter().find(|(_, offset)| *offset == event.offset) {
+                return Ok(Some(fallback_body(&self.plan, policy, &tell.events, row)));
+            }
+        }
         if event.addresses.is_empty() {
             return Ok(cycle.decided(policy, event.offset));
         }
@@ -685,14 +696,18 @@ impl Core {
 
     // Deadlines that passed.
 
+    /// What was answered in the cycle before and told otherwise: known before a retry in this cycle is answered.
+    fn recall_told(&mut self, cycle: &mut Cycle) {
+        for (handle, tells) in &self.last {
+            if cycle.told.remove(handle) {
+                cycle.tells.extend(tells.iter().cloned());
+            }
+        }
+    }
+
     /// Record for every request whose caller was told the fallback what it was told, if its event was taken.
     fn stage_tells(&mut self, cycle: &mut Cycle) -> Result<()> {
         let told = std::mem::take(&mut cycle.told);
-        for &handle in &told {
-            if let Some((_, tell)) = self.last.iter().find(|(answered, _)| *answered == handle) {
-                cycle.tells.extend(tell.iter().cloned());
-            }
-        }
         self.tell_bulk(cycle, &told);
         self.tell_pending(cycle, &told);
         for (waiter, _, tell) in &cycle.finished {
@@ -916,6 +931,15 @@ impl Cycle {
         let about = |tell: &Tell| tell.policy == policy && tell.rows.iter().any(|&(_, each)| each == offset);
         let found = self.finished.iter().find(|(_, _, tell)| tell.as_ref().is_some_and(about));
         found.map(|(_, body, _)| body.clone())
+    }
+
+    /// Whether the first who waits for a row has been told the fallback: then the others are told it too.
+    fn told_one_of(&self, queue: &[Waiter]) -> bool {
+        let told = |waiter: &Waiter| match waiter {
+            Waiter::One { handle, repeat: false, .. } => self.told.contains(handle),
+            _ => false,
+        };
+        queue.iter().any(told)
     }
 
     /// The same body for everyone who waits for it; only the first has asked for the first time.
