@@ -262,3 +262,23 @@ def test_policies_may_change_their_order_and_a_retry_is_told_the_same(tmp_path: 
         assert service.look_up("one", "p0")["outcome"] == "approve"
         with pytest.raises(testing.Refused, match="another door"):
             service.decide("other", payment)
+
+
+def test_the_log_is_kept_until_the_changed_pipeline_has_its_snapshots(tmp_path: Path) -> None:
+    features = CHANGES["a new column"]
+    with testing.run(build(tmp_path, OLD), settings=CUT) as service:
+        story = Story(service)
+        story.go_on(40)
+        service.restart(build(tmp_path, features))
+        first = service.started["first_sequence"]
+        story.go_on(40, snapshots=False)
+        state, incomplete = service.state(), complete_from(service)
+        for snapshot in (0, 1, 2):
+            service.crash()
+            # What the first start found is found again, however long ago it was.
+            assert (service.started["first_sequence"] == first) == (snapshot < 2)
+            assert snapshot == 2 or service.state() == state
+            assert set(complete_from(service)) <= set(incomplete)
+            service.snapshot()
+            story.go_on(8, snapshots=False)
+            state = service.state()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -161,3 +162,21 @@ def test_a_state_that_comes_out_otherwise_is_noticed_and_not_kept(tmp_path: Path
         assert follower.compared == (3, 3)
         with pytest.raises(ps.errors.PenstockError, match="otherwise than at the gate"):
             follower.snapshot()
+
+
+def test_the_fallback_for_overload_is_not_recorded_and_its_retry_is_a_first_attempt(tmp_path: Path) -> None:
+    with testing.run(build(tmp_path), now=NOON) as service:
+        plan, settings = service.plan.to_json(), testing._core_settings({})
+    data = tmp_path / "data"
+    data.mkdir()
+    gate = _native.Gate(plan, str(data), settings, lambda *_: None)
+    gate.start()
+    status, told = gate.overload(0, json.dumps(PAYMENT).encode(), 0)
+    assert (status, json.loads(told)["cause"], json.loads(told)["offset"]) == (200, "overload", None)
+    gate.submit([(101, testing.LOOKUP, 0, b"p1", 0), (102, testing.DECIDE, 0, json.dumps(PAYMENT).encode(), 0)])
+    gate.stop()
+    answers = {handle: (status, flags) for handle, status, _, flags in gate.take()}
+    # Nothing was known of it; the retry is taken like a new event, and goes to the model.
+    assert answers[101][0] == 404
+    assert testing.MODEL in [flags for _, flags in answers.values()]
+    assert not any(flags & testing.REPEAT for _, flags in answers.values())
