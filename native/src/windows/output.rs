@@ -136,7 +136,7 @@ impl Output {
     fn mark_answered(&mut self, parts: &[Answers], rows: &Range<usize>) {
         let answered: usize = parts.iter().map(|part| part.rows.len()).sum();
         self.nulls -= answered;
-        if answered == rows.len() && rows.start % 8 == 0 {
+        if answered == rows.len() && rows.start.is_multiple_of(8) {
             self.valid[rows.start / 8..rows.end.div_ceil(8)].fill(u8::MAX);
             return;
         }
