@@ -76,6 +76,12 @@ class Service:
             time.sleep(0.02)
         raise AssertionError("the service did not start:\n" + self.log.read_text())
 
+    def wait_for_models(self) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while self.call("GET", "/readyz").status != 200:
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.05)
+
     def call(self, method: str, path: str, body: bytes | None = None, kind: str = "application/json") -> Answer:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:

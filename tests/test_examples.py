@@ -6,7 +6,6 @@ import json
 import math
 import random
 import socket
-import time
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -19,11 +18,10 @@ import pytest
 from oracles.handbook import handbook_features
 from penstock.runtime.app import load_app
 from penstock.runtime.plan import compile_plan
-from processes import DECIDE, FIRST, JSON, NDJSON, ROOT, Service, patient, payment, running, succeed
+from processes import DECIDE, FIRST, JSON, NDJSON, ROOT, patient, payment, running, succeed
 
 PAYMENTS = ROOT / "examples" / "payments.py"
 HANDBOOK = ROOT / "examples" / "handbook.py"
-MODEL_S = 30
 
 
 def test_the_first_example_has_at_most_25_lines() -> None:
@@ -40,13 +38,6 @@ def test_the_first_example_declines_and_reviews(tmp_path: Path) -> None:
         sixth = service.decide(payment(5, amount="50.01"))
         assert sixth["outcome"] == "decline"
         assert sixth["reasons"] == [{"rule": "too_many", "code": "D01"}, {"rule": "far_above_usual", "code": "R01"}]
-
-
-def until_ready(service: Service) -> None:
-    deadline = time.monotonic() + MODEL_S
-    while service.call("GET", "/readyz").status != 200:
-        assert time.monotonic() < deadline, service.log.read_text()
-        time.sleep(0.05)
 
 
 def patient_payments(folder: Path) -> Path:
@@ -69,7 +60,7 @@ def test_the_payments_example_decides_with_its_model_live_and_in_replay(tmp_path
 
     app = patient_payments(tmp_path)
     with running(tmp_path / "data", app=app) as service:
-        until_ready(service)
+        service.wait_for_models()
         told = [service.decide(pay(1, "20.00")), service.decide(pay(2, "120.00"))]
         for number in (1, 2, 3):
             assert service.call("POST", "/v1/topics/fraud_reports/events", report(number)).status == 200
@@ -93,7 +84,7 @@ def test_the_payments_example_decides_with_its_model_live_and_in_replay(tmp_path
 def test_a_dry_run_with_a_model_moves_nothing(tmp_path: Path) -> None:
     event = payment(1, terminal="t1", country=None)
     with running(tmp_path / "data", app=patient_payments(tmp_path)) as service:
-        until_ready(service)
+        service.wait_for_models()
         body = json.dumps(event).encode()
         dry = [service.call("POST", DECIDE + "?dry_run=1", body).json() for _ in range(2)]
         lines = service.call("POST", DECIDE + "?dry_run=1", body + b"\n" + body, NDJSON).lines()

@@ -5,15 +5,19 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from processes import DECIDE, EVENTS, FIRST, JSON, payment, running, without_time
+from penstock import _native
+from processes import DECIDE, EVENTS, FIRST, JSON, NDJSON, Answer, payment, running, without_time
 
 
 def test_a_retry_is_told_the_same_and_marked(tmp_path: Path) -> None:
@@ -178,3 +182,89 @@ def test_a_wrong_command_says_what_is_wrong(arguments: list[str], message: str) 
     assert refused.returncode == 1
     assert message in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="there is no tmpfs here")
+def test_a_new_directory_is_small_and_may_be_in_memory() -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        data = Path(folder) / "data"
+        with running(data) as service:
+            assert service.decide(payment(1))["offset"] == 0
+            assert re.search(r"a flush to its disk takes \d+\.\d\d ms", service.log.read_text())
+            assert service.end() == 0
+        used = sum(path.stat().st_blocks * 512 for path in data.rglob("*"))
+        assert used < 200_000_000
+        with running(data) as service:
+            assert service.decide(payment(2))["features"]["card_count_1h"] == 2
+
+
+def test_a_large_append_is_cut_into_commits_and_decisions_go_between_them(tmp_path: Path) -> None:
+    line = json.dumps(payment(0, card="bulk")) + "\n"
+    count = (20 << 20) // len(line)
+    body = "".join(line.replace('"p0"', f'"b{number:08}"') for number in range(count)).encode()
+    taken: list[JSON] = []
+    with running(tmp_path / "data") as service:
+
+        def append() -> None:
+            taken.append(service.call("POST", EVENTS, body, NDJSON).json())
+
+        appending = threading.Thread(target=append)
+        appending.start()
+        offsets: list[int] = []
+        while appending.is_alive():
+            offsets.append(service.decide(payment(len(offsets)))["offset"])
+        appending.join()
+        assert taken[0]["accepted"] == count
+        last = max(offset for offset in taken[0]["offsets"])
+        assert any(taken[0]["offsets"][0] < offset < last for offset in offsets)
+        service.end()
+    reader = _native.LogReader(str(tmp_path / "data"), "payments", 0)
+    largest = 0
+    while (sections := reader.next()) is not None:
+        largest = max(largest, sum(pa.record_batch(section[4]).nbytes for section in sections))
+    assert largest <= 1 << 20
+
+
+MODELLED = FIRST.read_text().replace(
+    'pipeline.policy("authorise", scored, rules="first.toml", within="50ms", fallback="approve")',
+    """
+@pipeline.model(version="1")
+def stuck(batch):
+    import time
+
+    if len(batch):  # the warm-up has no rows
+        time.sleep(1000)
+
+
+for name, answer in (("refuses", "refuse"), ("tells", "fallback")):
+    pipeline.policy(
+        name, scored, rules="first.toml", score=stuck, within="3s", fallback="review", on_overload=answer
+    )
+""",
+)
+
+
+def test_a_full_queue_answers_429_or_the_fallback_where_the_policy_says_so(tmp_path: Path) -> None:
+    (tmp_path / "first.toml").write_text(FIRST.with_suffix(".toml").read_text())
+    (tmp_path / "app.py").write_text(MODELLED)
+    with running(tmp_path / "data", "--queue", "1", "--model-time", "4s", app=tmp_path / "app.py") as service:
+
+        def decide(policy: str, number: int) -> Answer:
+            return service.call("POST", f"/v1/policies/{policy}/decide", json.dumps(payment(number)).encode())
+
+        service.wait_for_models()
+        told: list[JSON] = []
+        waiting = threading.Thread(target=lambda: told.append(decide("refuses", 1).json()))
+        waiting.start()
+        while b"penstock_door_waiting 1\n" not in service.call("GET", "/metrics").body:
+            assert waiting.is_alive()
+        refused, fallback = decide("refuses", 2), decide("tells", 3)
+        waiting.join()
+        assert (refused.status, refused.code, refused.headers["Retry-After"]) == (429, "overloaded", "1")
+        assert (fallback.json()["outcome"], fallback.json()["cause"]) == ("review", "overload")
+        assert (told[0]["outcome"], told[0]["timed_out"], told[0]["cause"]) == ("review", True, "deadline")
+        # The first still waits for its model, until that is killed; then the queue has room again.
+        while (found := service.call("GET", "/v1/decisions/refuses/p2")).status == 429:
+            assert found.code == "overloaded"
+        # Neither was recorded: what comes again is a first attempt.
+        assert (found.status, service.call("GET", "/v1/decisions/tells/p3").status) == (404, 404)

@@ -57,7 +57,7 @@ impl Core {
         let first = follower.sequence;
         let mut inserter = Inserter { plan: &plan, covered: ids.covered() };
         inserter.catch_up(&disk, follower.sequence, &mut ids)?;
-        let last = recovery.last_sequence;
+        let last = log.last_sequence();
         while follower.advance(1024, |commit| inserter.insert(&mut ids, commit))? > 0 {
             progress("reading the log", follower.sequence, last);
         }
