@@ -11,6 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -44,12 +45,6 @@ def patient_payments(folder: Path) -> Path:
     return patient(folder, PAYMENTS, "authorise.toml")
 
 
-def risk(amount: float, usual: float, week: int, month: int) -> float:
-    """The example's model, for one payment."""
-    logit = -9.401 + 1.880 * min(amount / max(usual, 1), 5) + 1.286 * amount / 100
-    return 1 / (1 + math.exp(-(logit + 5.245 * math.log1p(week) - 0.628 * math.log1p(month))))
-
-
 def test_the_payments_example_decides_with_its_model_live_and_in_replay(tmp_path: Path) -> None:
     def pay(number: int, amount: str, **changed: Any) -> JSON:
         return payment(number, terminal="t1", country="DE", amount=amount, **changed)
@@ -66,11 +61,13 @@ def test_the_payments_example_decides_with_its_model_live_and_in_replay(tmp_path
             assert service.call("POST", "/v1/topics/fraud_reports/events", report(number)).status == 200
         told.append(service.decide(pay(3, "20.00")))
         service.end()
+    risk = load_app(app).models["risk"].function
     means = [20.0, 70.0, 160 / 3]
-    for answer, amount, mean, reports in zip(told, (20.0, 120.0, 20.0), means, (0, 0, 3), strict=True):
+    for answer, amount, mean, reports in zip(told, ("20.00", "120.00", "20.00"), means, (0, 0, 3), strict=True):
         assert answer["features"]["card_mean_30d"] == mean
         assert answer["features"]["terminal_reports_7d"] == reports
-        assert math.isclose(answer["score"], risk(amount, mean, reports, reports), rel_tol=1e-12)
+        batch = pl.DataFrame([{"amount": Decimal(amount), **answer["features"]}])
+        assert math.isclose(answer["score"], pl.Series(risk(batch))[0], rel_tol=1e-12)
     assert [answer["outcome"] for answer in told] == ["approve", "approve", "decline"]
     assert told[2]["reasons"][0] == {"rule": "terminal_reported", "code": "D03"}
     succeed("replay", app, "--from", f"log:{tmp_path / 'data'}", "--to", tmp_path / "out.parquet")
