@@ -155,14 +155,16 @@ def app(tmp_path: Path) -> Path:
     return tmp_path / "app.py"
 
 
-def replay(app: Path, *sources: object, topics: Iterable[tuple[str, Path]] = (), **options: Any) -> pa.Table:
+def replay(
+    app: Path, *sources: object, topics: Iterable[tuple[str, Path]] = (), threads: int = 2, **options: Any
+) -> pa.Table:
     """What `penstock replay` writes about these sources."""
     target = app.parent / "out.parquet"
     chosen: dict[str, Any] = {
         "select": None, "policy": None, "as_arrived": False, "skip_invalid": False, "load": False, **options,
     }  # fmt: skip
     named = tuple((topic, str(path)) for topic, path in topics)
-    settings = read_settings({"data": app.parent / "data"}, environment={})
+    settings = read_settings({"data": app.parent / "data", "threads": threads}, environment={})
     run_replay(app, ReplayOptions(tuple(map(str, sources)), named, target, **chosen), settings)
     return pq.read_table(target)
 
@@ -414,6 +416,27 @@ def test_the_same_events_through_http_and_through_replay_give_the_same_values(ap
         files.append((topic, written(tmp_path / f"run{number:02}.{kind}", events)))
     assert files[0][0] == "payments"
     compare(replay(app, files[0][1], topics=files[1:], as_arrived=True), told)
+
+
+def test_threads_and_selection_change_no_value(app: Path, tmp_path: Path) -> None:
+    """Batches of tens of thousands are worked on by several threads, which small ones never show."""
+    numbers = range(30_000)
+    table = pa.table(
+        {
+            "payment_id": [f"p{number}" for number in numbers],
+            "card": [f"c{number * 7919 % 997}" for number in numbers],
+            "country": [COUNTRIES[number % len(COUNTRIES)] for number in numbers],
+            "amount": pa.array([Decimal(number % 9973) / 100 for number in numbers], pa.decimal128(12, 2)),
+            "weight": [number % 101 / 7 for number in numbers],
+            "paid_at": [NOON + timedelta(seconds=number // 3) for number in numbers],
+        }
+    )
+    pq.write_table(table, tmp_path / "many.parquet")
+    one = replay(app, tmp_path / "many.parquet", threads=1)
+    assert replay(app, tmp_path / "many.parquet", threads=3).equals(one)
+    names = ["payment_id", "usual", "heaviest", "outcome"]
+    assert replay(app, tmp_path / "many.parquet", select=",".join(names), threads=2).equals(one.select(names))
+    assert max(column(one, "n")) > 10
 
 
 def test_a_service_that_starts_on_a_load_goes_on_with_its_counts(app: Path, tmp_path: Path) -> None:
