@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +103,38 @@ def test_a_retry_in_the_cycle_that_learns_of_the_deadline_is_told_the_fallback_t
         service.crash()
         assert service.decide("authorise", payment(1)) | {"took_ms": 0} == told | {"took_ms": 0}
         assert service.look_up("authorise", "p1")["late_decision"]["features"]["card_count_1h"] == 1
+
+
+def test_a_retry_among_many_waits_with_its_first_attempt_for_the_model(tmp_path: Path) -> None:
+    """The first attempt's rows are with the model when a slice of many brings its retry, in the same cycle or later."""
+    policy = 'pipeline.policy("authorise", scored, rules="first.toml", within="50ms", fallback="approve")'
+    model = '@pipeline.model(version="1")\ndef risk(batch):\n    return batch["amount"].cast(float) / 100\n\n\n'
+    assert policy in FIRST.read_text()
+    app = FIRST.read_text().replace(policy, model + policy.replace("scored,", "scored, score=risk,"))
+    (tmp_path / "app.py").write_text(app)
+    (tmp_path / "first.toml").write_text(FIRST.with_suffix(".toml").read_text())
+    with testing.run(tmp_path / "app.py", now=NOON) as service:
+        plan, settings = service.plan.to_json(), testing._core_settings({})
+    gate = _native.ManualGate(plan, _native.Memory(), settings, service.clock.now_us)
+
+    def ask(*requests: tuple[int, int, int, bytes]) -> list[_native.Answer]:
+        return gate.step([(*request, 0) for request in requests], [])
+
+    def lines(*events: dict[str, Any]) -> bytes:
+        return b"\n".join(json.dumps(event).encode() for event in events)
+
+    one, several = lines(payment(1)), lines(payment(2, amount="7"), payment(1), payment(2, amount="7"))
+    asked = ask((1, testing.DECIDE, 0, lines(payment(0))))
+    asked += ask((2, testing.DECIDE, 0, one), (3, testing.DECIDE_MANY, 0, several))
+    asked += ask((4, testing.DECIDE_MANY, 0, several))
+    assert [flags for *_, flags in asked] == [testing.MODEL] * 3, "each event goes to the model once"
+    told: dict[int, list[Any]] = {}
+    for (number, *_), amounts in reversed(list(zip(asked, ([0.0], [0.125], [0.07]), strict=True))):
+        scores = struct.pack(f"<{len(amounts)}d", *amounts)
+        for handle, status, body, _ in ask((number, testing.SCORES, number, scores)):
+            assert status == 200
+            told[handle] = [json.loads(line) for line in body.splitlines()]
+    assert [each["id"] for each in told[3]] == [each["id"] for each in told[4]] == ["p2", "p1", "p2"]
+    assert told[3][1] == told[4][1] == told[2][0]
+    assert [each["score"] for each in told[4]] == [0.07, 0.125, 0.07]
+    gate.close()
