@@ -47,6 +47,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(conform, module)?)?;
     module.add_function(wrap_pyfunction!(conform_cells, module)?)?;
     module.add_function(wrap_pyfunction!(commit_position, module)?)?;
+    module.add_function(wrap_pyfunction!(catalog, module)?)?;
     module.add_function(wrap_pyfunction!(verify, module)?)?;
     module.add_function(wrap_pyfunction!(rows_json, module)?)?;
     Ok(())
@@ -693,22 +694,21 @@ impl LogReader {
     fn next(&mut self, py: Python<'_>) -> PyResult<Option<Vec<(String, u64, i64, u16, Batch)>>> {
         py.detach(|| self.next_commit()).map_err(raise)
     }
+}
 
-    /// Topics with their next offset and their fields, and the notes, as JSON; as of what was read.
-    fn catalog(&self) -> String {
-        let catalog = self.reader.catalog();
-        let topics: Vec<_> = (catalog.topics().iter())
-            .map(|topic| TopicJson {
-                name: &topic.name,
-                next_offset: topic.next_offset,
-                fields: catalog
-                    .newest_schema(&topic.name)
-                    .map(|stored| &stored.schema.fields[..])
-                    .unwrap_or(&[]),
-            })
-            .collect();
-        serde_json::to_string(&CatalogJson { topics, notes: catalog.notes() }).expect("plain data")
-    }
+/// Topics with their next offset and their fields, and the notes, as JSON; as of the log's end.
+#[pyfunction]
+fn catalog(py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<String> {
+    let disk = disk(data)?;
+    let catalog = py.detach(|| log::newest_catalog(disk)).map_err(raise)?;
+    let topics: Vec<_> = (catalog.topics().iter())
+        .map(|topic| TopicJson {
+            name: &topic.name,
+            next_offset: topic.next_offset,
+            fields: (catalog.newest_schema(&topic.name)).map_or(&[], |stored| &stored.schema.fields),
+        })
+        .collect();
+    Ok(serde_json::to_string(&CatalogJson { topics, notes: catalog.notes() }).expect("plain data"))
 }
 
 #[derive(Serialize)]

@@ -128,10 +128,7 @@ class Service:
 
     def position(self, consumer: str, topic: str) -> int | None:
         """Where a consumer goes on in a topic."""
-        reader = _native.LogReader(self._disk)
-        while reader.next() is not None:
-            pass
-        return read_position(json.loads(reader.catalog()), consumer, topic)
+        return read_position(json.loads(_native.catalog(self._disk)), consumer, topic)
 
     def crash(self) -> None:
         """Lose power and start again: what was not synced is lost, wholly or in part."""

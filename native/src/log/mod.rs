@@ -38,7 +38,7 @@ pub use commit::{Commit, Section, StoredSection};
 pub use flush::{Flush, Flushed};
 pub use lock::{Lock, lock};
 pub use place::{Address, Position};
-pub use reader::{Reader, first_sequence, seek_offset, seek_sequence, seek_time};
+pub use reader::{Reader, first_sequence, newest_catalog, seek_offset, seek_sequence, seek_time};
 pub use runs::Runs;
 pub use settings::Settings;
 pub use verify::{Damage, Report, verify};

@@ -24,10 +24,7 @@ COMMIT_S = 10
 def read_catalog(data: Path) -> dict[str, Any]:
     """Topics with their next offset and fields, and the notes, as of the log's end."""
     _check_data(data)
-    reader = _native.LogReader(str(data))
-    while reader.next() is not None:
-        pass
-    catalog: dict[str, Any] = json.loads(reader.catalog())
+    catalog: dict[str, Any] = json.loads(_native.catalog(str(data)))
     return catalog
 
 
