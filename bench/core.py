@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.measure import HANDBOOK, ROOT, repeat
+from bench.measure import HANDBOOK, ROOT, Spread, repeat
 from bench.report import Figure, Section
 from penstock import _native
 from penstock.demo.generator import DAY_US, decimals
@@ -32,55 +32,64 @@ EVENTS_ARROW = 4
 
 APPEND_KEYS = 100_000
 
-# How many of the events come late, and by how much at most: the default lateness is an hour.
+# Keys that are busy, so that events out of order pass others of their key; how many of them do, and
+# by how much at most: the default lateness is an hour.
+BUSY_EVENTS = 1_000_000
+BUSY_KEYS = 1_000
 DISPLACED_PART = 10
 DISPLACED_SECONDS = 3_000
 
 
 def measure_core(scale: float = 1.0) -> Section:
-    figures = [*operators_figures(), append_figure(scale)]
+    figures = [operators_figure(), displaced_figure(scale), append_figure(scale)]
     return Section("The core alone", NOTES, figures)
 
 
 NOTES = f"""\
 Operators: the features of the Handbook example in `penstock._native.Replayer`, events in memory,
-without files and rules. Out of order: one event in {DISPLACED_PART} comes up to
-{DISPLACED_SECONDS // 60} minutes after its time, within lateness, and is placed among what came
+without files and rules. Out of order: counts and sums over three windows (`bench/retained.py`) of
+{BUSY_KEYS:,} busy keys, {BUSY_EVENTS:,} events in a day; one event in {DISPLACED_PART} comes up to
+{DISPLACED_SECONDS // 60} minutes after its time, and is placed among its key's events that came
 before it. Appending: Arrow batches submitted to the gate, without HTTP, each decoded, its ids
 checked and synced before its answer."""
 
 
-def operators_figures() -> list[Figure]:
+def operators_figure() -> Figure:
     plan = compile_plan(load_app(ROOT / "examples" / "handbook.py"))
-    table = pq.read_table(HANDBOOK)
-    ordered, displaced = conformed(plan, table), conformed(plan, displace(table))
-    rows = table.num_rows
-    rate = repeat(REPEATS, lambda: rows / operators_seconds(plan, ordered))
-    other = repeat(REPEATS, lambda: rows / operators_seconds(plan, displaced))
-    more = (1 / other.median - 1 / rate.median) * DISPLACED_PART * 1e6
-    return [
-        Figure(
-            "operators alone, Arrow in, Arrow out, two threads, events/s",
-            rate.text(),
-            "",
-            "≥ 3,000,000",
-            rate.median >= 3_000_000,
-        ),
-        Figure(
-            f"the same, one event in {DISPLACED_PART} out of order, events/s",
-            other.text(),
-            f"{other.median / rate.median:.2f} × in order: {more:.2f} µs more for each of them",
-        ),
-    ]
+    rate = operators_rate(plan, pq.read_table(HANDBOOK))
+    return Figure(
+        "operators alone, Arrow in, Arrow out, two threads, events/s",
+        rate.text(),
+        "",
+        "≥ 3,000,000",
+        rate.median >= 3_000_000,
+    )
+
+
+def displaced_figure(scale: float) -> Figure:
+    plan = compile_plan(load_app(ROOT / "bench" / "retained.py"))
+    table = payments(round(BUSY_EVENTS * scale), keys=BUSY_KEYS, days=1)
+    ordered, displaced = operators_rate(plan, table), operators_rate(plan, displace(table))
+    more = (1 / displaced.median - 1 / ordered.median) * DISPLACED_PART * 1e6
+    return Figure(
+        f"operators, one event in {DISPLACED_PART} out of order, events/s",
+        displaced.text(),
+        f"in order {ordered.text()}: one out of order costs {more:.2f} µs more",
+    )
 
 
 def displace(table: pa.Table) -> pa.Table:
     """The same events in another order of arrival: some of them late."""
     rng = np.random.default_rng(1)
-    arrival = table["TX_TIME_SECONDS"].to_numpy().astype(np.int64)
+    arrival = table["paid_at"].cast(pa.int64()).to_numpy()
     late = rng.random(len(arrival)) < 1 / DISPLACED_PART
-    arrival = arrival + late * rng.integers(1, DISPLACED_SECONDS, size=len(arrival))
+    arrival = arrival + late * rng.integers(1, DISPLACED_SECONDS * 1_000_000, size=len(arrival))
     return table.take(pa.array(np.argsort(arrival, kind="stable")))
+
+
+def operators_rate(plan: Plan, table: pa.Table) -> Spread:
+    batches = conformed(plan, table)
+    return repeat(REPEATS, lambda: table.num_rows / operators_seconds(plan, batches))
 
 
 def operators_seconds(plan: Plan, batches: list[pa.RecordBatch]) -> float:
