@@ -15,11 +15,13 @@ mod positions;
 mod start;
 mod stats;
 mod thread;
+mod words;
 
 pub use core::{Core, Settings};
 pub use start::Started;
 pub use stats::Stats;
 pub use thread::Gate;
+pub use words::Body;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -81,20 +83,30 @@ pub const MODEL: u8 = 2;
 pub struct Answer {
     pub handle: u64,
     pub status: u16,
-    pub body: Vec<u8>,
+    pub body: Body,
     pub flags: u8,
     /// What to record if the caller was told the fallback before this answer could leave.
-    tells: Vec<Tell>,
+    tells: Tells,
 }
 
-/// Decided events whose caller may be told something else at the deadline.
+impl Answer {
+    /// An answer about which nothing is ever recorded.
+    fn plain(handle: u64, status: u16, body: Vec<u8>) -> Answer {
+        Answer { handle, status, body: body.into(), flags: 0, tells: None }
+    }
+}
+
+/// A decided event whose caller may be told something else at the deadline.
 #[derive(Clone)]
 struct Tell {
     policy: usize,
     events: Arc<RecordBatch>,
-    /// Row and offset of each.
-    rows: Vec<(usize, i64)>,
+    row: usize,
+    offset: i64,
 }
+
+/// Shared by an answer that has left the core and the core, which remembers it for one cycle.
+type Tells = Option<Arc<[Tell]>>;
 
 /// What callers were told at their deadline.
 #[derive(Default)]
