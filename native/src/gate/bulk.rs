@@ -7,7 +7,7 @@ use arrow_array::RecordBatch;
 
 use super::admit::Seen;
 use super::admit::Taken;
-use super::core::{Core, Cycle, Waiter, refusal_body, take_new};
+use super::core::{CLOSING_BYTES, Core, Cycle, Waiter, refusal_body, take_new};
 use super::words::Finished;
 use super::{Answer, Kind, Request, Tell, Tells, error_body};
 use crate::answer;
@@ -16,6 +16,8 @@ use crate::decode::{Decoded, check_json, split_array, split_lines};
 use crate::error::Result;
 use crate::schema::Schema;
 
+/// Memory is made for the answers of so many lines at a time.
+const LINES_AHEAD: usize = 4096;
 /// What a slice takes in the log beside its lines.
 const SLICE_BYTES: usize = 128;
 
@@ -28,9 +30,13 @@ pub(super) struct Bulk {
     next: usize,
     /// Lines without a result yet.
     open: usize,
-    /// For decisions, what is answered, and where in it each line's answer is.
+    /// For decisions, what is answered: a line each, in the order in which they were known.
     text: Vec<u8>,
+    /// Where in it each line's answer is.
     answers: Vec<Range<usize>>,
+    answered: usize,
+    /// That order is the lines' own.
+    in_order: bool,
     /// For events, the offset of each line that is in the log.
     offsets: Vec<Option<i64>>,
     rejected: Vec<(usize, Vec<u8>)>,
@@ -59,11 +65,22 @@ impl Source {
         }
     }
 
-    /// About how many bytes a line takes in the log.
-    fn line_bytes(&self, line: usize) -> usize {
+    /// From this line on as many as make so many bytes in the log, and how many bytes they are about.
+    fn take(&self, first: usize, bytes_max: usize, decision_bytes: usize) -> (Range<usize>, usize) {
         match self {
-            Source::Text { lines, .. } => lines[line].len(),
-            Source::Arrow(batch) => batch.get_array_memory_size() / batch.num_rows().max(1) + 1,
+            Source::Text { lines, .. } => {
+                let (mut end, mut bytes) = (first, 0);
+                while end < lines.len() && bytes < bytes_max {
+                    bytes += lines[end].len() + decision_bytes;
+                    end += 1;
+                }
+                (first..end, bytes)
+            }
+            Source::Arrow(batch) => {
+                let each = batch.get_array_memory_size() / batch.num_rows().max(1) + 1 + decision_bytes;
+                let count = bytes_max.div_ceil(each).min(batch.num_rows() - first);
+                (first..first + count, count * each)
+            }
         }
     }
 }
@@ -112,7 +129,7 @@ impl Core {
             && let Some(&number) = self.bulk_queue.front()
         {
             let bulk = self.bulk.get_mut(&number).expect("what is queued is there");
-            let (lines, bytes) = bulk.next_slice(left, decision_bytes(&self.plan, bulk.purpose));
+            let (lines, bytes) = bulk.source.take(bulk.next, left, decision_bytes(&self.plan, bulk.purpose));
             left = left.saturating_sub(bytes + SLICE_BYTES);
             bulk.next = lines.end;
             if bulk.next == bulk.source.len() {
@@ -230,6 +247,10 @@ impl Core {
     ) {
         let Some(bulk) = self.bulk.get_mut(&number) else { return };
         let took_ns = now_ns.saturating_sub(bulk.held_ns);
+        if bulk.text.capacity() - bulk.text.len() < open.len() + CLOSING_BYTES {
+            // About as long as this one: growing by doubling would copy and touch twice the memory.
+            bulk.text.reserve((open.len() + CLOSING_BYTES) * bulk.open.min(LINES_AHEAD));
+        }
         bulk.answer(line, |text| {
             text.extend_from_slice(open);
             answer::finish(text, took_ns);
@@ -282,6 +303,8 @@ impl Bulk {
             open: lines,
             text: Vec::new(),
             answers: vec![0..0; if matches!(purpose, Purpose::Decide(_)) { lines } else { 0 }],
+            answered: 0,
+            in_order: true,
             offsets: vec![None; if matches!(purpose, Purpose::Events(_)) { lines } else { 0 }],
             rejected: Vec::new(),
             repeated: 0,
@@ -290,36 +313,25 @@ impl Bulk {
         }
     }
 
-    /// Lines of about so many bytes in the log, at least one, and how many bytes.
-    fn next_slice(&self, bytes_max: usize, decision_bytes: usize) -> (Range<usize>, usize) {
-        let mut end = self.next;
-        let mut bytes = 0;
-        while end < self.source.len() && (bytes < bytes_max || end == self.next) {
-            bytes += self.source.line_bytes(end) + decision_bytes;
-            end += 1;
-        }
-        (self.next..end, bytes)
-    }
-
     fn answer(&mut self, line: usize, write: impl FnOnce(&mut Vec<u8>)) {
         let start = self.text.len();
         write(&mut self.text);
+        self.text.push(b'\n');
         self.answers[line] = start..self.text.len();
+        self.in_order &= line == self.answered;
+        self.answered += 1;
     }
 
     fn done(&self) -> bool {
         self.open == 0 && self.next == self.source.len()
     }
 
-    fn body(&self) -> Vec<u8> {
+    fn body(&mut self) -> Vec<u8> {
         match self.purpose {
+            Purpose::Decide(_) if self.in_order => std::mem::take(&mut self.text),
             Purpose::Decide(_) => {
-                let mut body = Vec::with_capacity(self.text.len() + self.answers.len());
-                for answer in &self.answers {
-                    body.extend_from_slice(&self.text[answer.clone()]);
-                    body.push(b'\n');
-                }
-                body
+                let answers = self.answers.iter().map(|answer| &self.text[answer.clone()]);
+                answers.collect::<Vec<_>>().concat()
             }
             Purpose::Events(_) => self.events_body(),
         }

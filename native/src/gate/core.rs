@@ -31,7 +31,7 @@ use crate::snapshot;
 /// So many answers take longer to word than a thread to start, which then syncs meanwhile.
 const WORDED_ASIDE: usize = 256;
 /// `,"took_ms":12.345}`
-const CLOSING_BYTES: usize = 24;
+pub(super) const CLOSING_BYTES: usize = 24;
 
 #[derive(Clone, Debug)]
 pub struct Settings {
