@@ -516,7 +516,7 @@ impl Core {
         let topic = self.policies[policy].decisions_topic.clone();
         let Some((schema, table, row)) = self.find_row(cycle, &topic, 1, event)? else { return Ok(None) };
         let mut body = Vec::new();
-        self.writer(schema)?.write(&mut body, &table, row, Extra::default());
+        self.writer(schema)?.rows(&table).write(&mut body, row, Extra::default());
         Ok(Some(body))
     }
 
@@ -803,7 +803,7 @@ impl Core {
     fn commit_cycle(&mut self, cycle: &mut Cycle) -> Result<u64> {
         let mut worded = std::mem::take(&mut self.worded);
         if cycle.sections.is_empty() && !self.log.has_changes() {
-            self.word(cycle, &mut worded)?;
+            self.word(cycle, &mut worded);
             self.worded = worded;
             return Ok(0);
         }
@@ -813,13 +813,15 @@ impl Core {
             let before = self.clock.monotonic_ns();
             (flush.run(), self.clock.monotonic_ns().saturating_sub(before))
         };
-        let (flushed, took) = match cycle.finished.len() < WORDED_ASIDE {
-            true => (sync(), self.word(cycle, &mut worded)?).0,
-            false => std::thread::scope(|scope| {
+        let (flushed, took) = if cycle.finished.len() < WORDED_ASIDE {
+            self.word(cycle, &mut worded);
+            sync()
+        } else {
+            std::thread::scope(|scope| {
                 let syncing = scope.spawn(sync);
-                self.word(cycle, &mut worded)?;
-                Ok(syncing.join().expect("a sync does not panic"))
-            })?,
+                self.word(cycle, &mut worded);
+                syncing.join().expect("a sync does not panic")
+            })
         };
         self.worded = worded;
         self.log.finish_sync(flushed?)?;
@@ -836,19 +838,18 @@ impl Core {
         Ok(took)
     }
 
-    fn word(&self, cycle: &Cycle, worded: &mut Worded) -> Result<()> {
+    fn word(&self, cycle: &Cycle, worded: &mut Worded) {
         worded.clear();
+        let tables: Vec<_> =
+            cycle.decided.iter().map(|decided| self.writers[&decided.schema].rows(&decided.table)).collect();
         for finished in &cycle.finished {
-            match &finished.words {
-                Words::Made(body) => worded.add(|text| text.extend_from_slice(body)),
-                &Words::Row { table, row } => {
-                    let Decided { schema, table, extra } = &cycle.decided[table];
-                    let writer = &self.writers[schema];
-                    worded.add(|text| writer.write(text, table, row, *extra));
+            match finished.words {
+                Words::Made(ref body) => worded.add(|text| text.extend_from_slice(body)),
+                Words::Row { table, row } => {
+                    worded.add(|text| tables[table].write(text, row, cycle.decided[table].extra));
                 }
             }
         }
-        Ok(())
     }
 
     /// What is older than its retention, as far as no state has to be made from it again. An id is forgotten with its
