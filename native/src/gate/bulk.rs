@@ -267,7 +267,7 @@ impl Core {
         for number in done {
             let mut bulk = self.bulk.remove(&number).expect("it was just found");
             let (handle, body) = (bulk.handle, bulk.body().into());
-            let tells: Tells = (!bulk.tells.is_empty()).then(|| std::mem::take(&mut bulk.tells).into());
+            let tells = Tells::Many(std::mem::take(&mut bulk.tells).into());
             self.last.push((handle, tells.clone()));
             answers.push(Answer { handle, status: 200, body, flags: 0, tells });
         }

@@ -404,7 +404,7 @@ impl Core {
             status: model as u16,
             body: body.into(),
             flags: MODEL,
-            tells: None,
+            tells: Tells::None,
         });
         let told = vec![false; batch.events.num_rows()];
         let started_ns = self.clock.monotonic_ns();
@@ -725,7 +725,7 @@ impl Core {
     fn recall_told(&mut self, cycle: &mut Cycle) {
         for (handle, tells) in &self.last {
             if !cycle.told.is_empty() && cycle.told.remove(handle) {
-                cycle.tells.extend(tells.iter().flat_map(|tells| tells.iter().cloned()));
+                cycle.tells.extend(tells.iter().cloned());
             }
         }
     }
@@ -876,7 +876,7 @@ impl Core {
                     let start = text.len();
                     text.extend_from_slice(open);
                     answer::finish(&mut text, now.saturating_sub(held_ns));
-                    let tells: Tells = tell.map(|tell| [tell].into());
+                    let tells = tell.map_or(Tells::None, Tells::One);
                     self.last.push((handle, tells.clone()));
                     singles.push((handle, start..text.len(), if repeat { REPEAT } else { 0 }, tells));
                 }

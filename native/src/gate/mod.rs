@@ -6,7 +6,8 @@
 //! ```
 //!
 //! What arrives while a cycle is in work is the next cycle: batches form by themselves, and there is no timer. The
-//! heart (`Core`) is synchronous and owns no thread, so that a test can drive it call by call.
+//! heart (`Core`) is synchronous and owns no thread, so that a test can drive it call by call; only while it words many
+//! answers another thread syncs.
 
 mod admit;
 mod bulk;
@@ -92,7 +93,7 @@ pub struct Answer {
 impl Answer {
     /// An answer about which nothing is ever recorded.
     fn plain(handle: u64, status: u16, body: Vec<u8>) -> Answer {
-        Answer { handle, status, body: body.into(), flags: 0, tells: None }
+        Answer { handle, status, body: body.into(), flags: 0, tells: Tells::None }
     }
 }
 
@@ -105,8 +106,25 @@ struct Tell {
     offset: i64,
 }
 
-/// Shared by an answer that has left the core and the core, which remembers it for one cycle.
-type Tells = Option<Arc<[Tell]>>;
+/// What an answer decided: it carries this, and the core remembers it for one cycle.
+#[derive(Clone, Default)]
+enum Tells {
+    #[default]
+    None,
+    One(Tell),
+    Many(Arc<[Tell]>),
+}
+
+impl Tells {
+    fn iter(&self) -> impl Iterator<Item = &Tell> {
+        let tells = match self {
+            Tells::None => &[],
+            Tells::One(tell) => std::slice::from_ref(tell),
+            Tells::Many(tells) => tells,
+        };
+        tells.iter()
+    }
+}
 
 /// What callers were told at their deadline.
 #[derive(Default)]
