@@ -23,7 +23,7 @@ use crate::engine::{Engine, LATE, STATELESS, event_times};
 use crate::error::{Error, Result};
 use crate::follower::as_defined;
 use crate::ids::Ids;
-use crate::log::{Address, Log, Section};
+use crate::log::{Address, Flush, Log, Section};
 use crate::plan::Plan;
 use crate::schema::{Schema, Type};
 use crate::snapshot;
@@ -808,21 +808,23 @@ impl Core {
             return Ok(0);
         }
         let committed = self.log.append(&cycle.sections, cycle.now_us)?;
-        let flush = self.log.begin_sync();
-        let sync = || {
-            let before = self.clock.monotonic_ns();
-            (flush.run(), self.clock.monotonic_ns().saturating_sub(before))
+        let clock = &*self.clock;
+        let sync = move |flush: Flush| {
+            let before = clock.monotonic_ns();
+            (flush.run(), clock.monotonic_ns().saturating_sub(before))
         };
-        let (flushed, took) = if cycle.finished.len() < WORDED_ASIDE {
+        let (flushed, took) = std::thread::scope(|scope| {
+            let flush = self.log.begin_sync();
+            let thread = std::thread::Builder::new().name("log-sync".into());
+            let many = cycle.finished.len() >= WORDED_ASIDE;
+            // Without a thread to be had, as with few answers: one after the other.
+            let syncing = many.then(|| thread.spawn_scoped(scope, move || sync(flush)).ok()).flatten();
             self.word(cycle, &mut worded);
-            sync()
-        } else {
-            std::thread::scope(|scope| {
-                let syncing = scope.spawn(sync);
-                self.word(cycle, &mut worded);
-                syncing.join().expect("a sync does not panic")
-            })
-        };
+            match syncing {
+                Some(syncing) => syncing.join().expect("a sync does not panic"),
+                None => sync(self.log.begin_sync()),
+            }
+        });
         self.worded = worded;
         self.log.finish_sync(flushed?)?;
         self.stats.sync_seconds.observe(took as f64 / 1e9);
