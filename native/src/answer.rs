@@ -7,8 +7,10 @@
 use std::ops::Range;
 
 use arrow_array::cast::AsArray;
-use arrow_array::types::{Decimal128Type, Float64Type, Int64Type, TimestampMicrosecondType};
-use arrow_array::{Array, RecordBatch};
+use arrow_array::{
+    Array, BooleanArray, Decimal128Array, Float64Array, Int64Array, RecordBatch, StringArray,
+    TimestampMicrosecondArray,
+};
 
 use crate::decode::scalars::power_of_ten;
 use crate::schema::{Field, Schema, Type};
@@ -50,54 +52,128 @@ impl DecisionWriter {
         DecisionWriter { id: decisions.fields[ID].kind, features: features.collect(), policy_version }
     }
 
-    pub fn write(&self, out: &mut Vec<u8>, decisions: &RecordBatch, row: usize, extra: Extra) {
-        let column = |index: usize| decisions.column(index).as_ref();
-        let text = |index: usize| column(index).as_string::<i32>().value(row);
-        let cause = (!column(self.policy_version + 1).is_null(row)).then(|| text(self.policy_version + 1));
+    /// The rows of a table, ready to be written: what its columns are is looked at once.
+    pub fn rows<'a>(&'a self, decisions: &'a RecordBatch) -> DecisionRows<'a> {
+        let cells = |index: usize, kind: Type| Cells::new(decisions.column(index).as_ref(), kind);
+        let text = |index: usize| decisions.column(index).as_string::<i32>();
+        DecisionRows {
+            id: cells(ID, self.id),
+            offset: cells(OFFSET, Type::Int64),
+            outcome: text(OUTCOME),
+            reasons: text(REASONS),
+            score: cells(SCORE, Type::Float64),
+            features: self
+                .features
+                .iter()
+                .map(|(key, index, kind)| (&key[..], cells(*index, *kind)))
+                .collect(),
+            policy_version: text(self.policy_version),
+            cause: text(self.policy_version + 1),
+            late: decisions.column(self.policy_version + 2).as_boolean(),
+        }
+    }
+}
+
+/// A table of decisions by its columns.
+pub struct DecisionRows<'a> {
+    id: Cells<'a>,
+    offset: Cells<'a>,
+    outcome: &'a StringArray,
+    reasons: &'a StringArray,
+    score: Cells<'a>,
+    /// Each with its `"name":`.
+    features: Vec<(&'a [u8], Cells<'a>)>,
+    policy_version: &'a StringArray,
+    cause: &'a StringArray,
+    late: &'a BooleanArray,
+}
+
+impl DecisionRows<'_> {
+    pub fn write(&self, out: &mut Vec<u8>, row: usize, extra: Extra) {
+        let (outcome, policy_version) = (self.outcome.value(row), self.policy_version.value(row));
+        let cause = self.cause.is_valid(row).then(|| self.cause.value(row));
         if extra.timed_out {
             let mut id = Vec::with_capacity(48);
-            write_value(&mut id, column(ID), self.id, row);
-            return write_fallback(out, &id, text(OUTCOME), text(self.policy_version), cause);
+            self.id.write(&mut id, row);
+            return write_fallback(out, &id, outcome, policy_version, cause);
         }
         out.extend_from_slice(b"{\"id\":");
-        write_value(out, column(ID), self.id, row);
+        self.id.write(out, row);
         out.extend_from_slice(b",\"outcome\":");
-        write_text(out, text(OUTCOME));
+        write_text(out, outcome);
         out.extend_from_slice(b",\"reasons\":");
-        out.extend_from_slice(text(REASONS).as_bytes());
+        out.extend_from_slice(self.reasons.value(row).as_bytes());
         out.extend_from_slice(b",\"score\":");
-        write_value(out, column(SCORE), Type::Float64, row);
+        self.score.write(out, row);
         out.extend_from_slice(b",\"features\":");
-        self.write_features(out, decisions, row);
+        self.write_features(out, row);
         out.extend_from_slice(b",\"policy_version\":");
-        write_text(out, text(self.policy_version));
+        write_text(out, policy_version);
         out.extend_from_slice(b",\"offset\":");
         match extra.dry_run {
             true => out.extend_from_slice(b"null"),
-            false => write_value(out, column(OFFSET), Type::Int64, row),
+            false => self.offset.write(out, row),
         }
         out.extend_from_slice(b",\"timed_out\":false");
-        let late = column(self.policy_version + 2).as_boolean();
-        if late.is_valid(row) && late.value(row) {
+        if self.late.is_valid(row) && self.late.value(row) {
             out.extend_from_slice(b",\"late\":true");
         }
         write_cause(out, cause);
     }
 
-    fn write_features(&self, out: &mut Vec<u8>, decisions: &RecordBatch, row: usize) {
+    fn write_features(&self, out: &mut Vec<u8>, row: usize) {
         out.push(b'{');
-        for (position, (key, index, kind)) in self.features.iter().enumerate() {
+        for (position, (key, values)) in self.features.iter().enumerate() {
             if position > 0 {
                 out.push(b',');
             }
             out.extend_from_slice(key);
-            write_value(out, decisions.column(*index), *kind, row);
+            values.write(out, row);
         }
         out.push(b'}');
     }
 }
 
-/// The answer of a deadline that passed, open as `DecisionWriter::write` leaves it; `id_json` is JSON text.
+/// A column as what it is.
+enum Cells<'a> {
+    Bool(&'a BooleanArray),
+    Int64(&'a Int64Array),
+    Float64(&'a Float64Array),
+    Text(&'a StringArray),
+    Timestamp(&'a TimestampMicrosecondArray),
+    Decimal(&'a Decimal128Array, i8),
+}
+
+impl<'a> Cells<'a> {
+    fn new(column: &'a dyn Array, kind: Type) -> Cells<'a> {
+        match kind {
+            Type::Bool => Cells::Bool(column.as_boolean()),
+            Type::Int64 => Cells::Int64(column.as_primitive()),
+            Type::Float64 => Cells::Float64(column.as_primitive()),
+            Type::Text => Cells::Text(column.as_string()),
+            Type::Timestamp => Cells::Timestamp(column.as_primitive()),
+            Type::Decimal(_, scale) => Cells::Decimal(column.as_primitive(), scale),
+        }
+    }
+
+    fn write(&self, out: &mut Vec<u8>, row: usize) {
+        match self {
+            Cells::Bool(values) if values.is_valid(row) => {
+                out.extend_from_slice(if values.value(row) { b"true" } else { b"false" })
+            }
+            Cells::Int64(values) if values.is_valid(row) => write_integer(out, values.value(row)),
+            Cells::Float64(values) if values.is_valid(row) => write_float(out, values.value(row)),
+            Cells::Text(values) if values.is_valid(row) => write_text(out, values.value(row)),
+            Cells::Timestamp(values) if values.is_valid(row) => write_time(out, values.value(row)),
+            Cells::Decimal(values, scale) if values.is_valid(row) => {
+                write_decimal(out, values.value(row), *scale)
+            }
+            _ => out.extend_from_slice(b"null"),
+        }
+    }
+}
+
+/// The answer of a deadline that passed, open as `DecisionRows::write` leaves it; `id_json` is JSON text.
 pub fn write_fallback(
     out: &mut Vec<u8>,
     id_json: &[u8],
@@ -148,19 +224,7 @@ pub fn write_row(out: &mut Vec<u8>, batch: &RecordBatch, fields: &[Field], row: 
 
 /// One value as JSON; null where the column is null.
 pub fn write_value(out: &mut Vec<u8>, column: &dyn Array, kind: Type, row: usize) {
-    if column.is_null(row) {
-        return out.extend_from_slice(b"null");
-    }
-    match kind {
-        Type::Bool => out.extend_from_slice(if column.as_boolean().value(row) { b"true" } else { b"false" }),
-        Type::Int64 => write_integer(out, column.as_primitive::<Int64Type>().value(row)),
-        Type::Float64 => write_float(out, column.as_primitive::<Float64Type>().value(row)),
-        Type::Text => write_text(out, column.as_string::<i32>().value(row)),
-        Type::Timestamp => write_time(out, column.as_primitive::<TimestampMicrosecondType>().value(row)),
-        Type::Decimal(_, scale) => {
-            write_decimal(out, column.as_primitive::<Decimal128Type>().value(row), scale)
-        }
-    }
+    Cells::new(column, kind).write(out, row);
 }
 
 fn key(name: &str) -> Vec<u8> {

@@ -1,5 +1,6 @@
 //! A policy over a batch: which rules fire, what is decided, and the table that holds it.
 
+use std::fmt::{self, Write};
 use std::sync::Arc;
 
 use arrow_array::builder::{BooleanBuilder, ListBuilder, StringBuilder};
@@ -107,9 +108,7 @@ impl Decider {
             case.events.column(topic.id).clone(),
             Arc::new(Int64Array::from(case.offsets.to_vec())),
             self.outcome_column(verdicts),
-            Arc::new(StringArray::from_iter_values(
-                verdicts.fired.iter().map(|fired| self.reasons_text(fired)),
-            )),
+            self.reasons_column(verdicts),
             case.score.clone(),
         ];
         columns.extend(case.features.iter().cloned());
@@ -155,10 +154,26 @@ impl Decider {
         found.ok_or_else(|| Error::invalid(format!("the plan has no outcome \"{name}\"")))
     }
 
-    fn reasons_text(&self, fired: &[u16]) -> String {
-        let reasons: Vec<&str> = fired.iter().map(|&rule| self.reasons[rule as usize].as_str()).collect();
-        format!("[{}]", reasons.join(","))
+    fn reasons_column(&self, verdicts: &Verdicts) -> ArrayRef {
+        let mut column = StringBuilder::with_capacity(verdicts.fired.len(), 64 * verdicts.fired.len());
+        for fired in &verdicts.fired {
+            write_json_list(&mut column, fired.iter().map(|&rule| self.reasons[rule as usize].as_str()))
+                .expect("writing to memory cannot fail");
+            column.append_value("");
+        }
+        Arc::new(column.finish())
     }
+}
+
+fn write_json_list<'a>(out: &mut impl Write, elements: impl Iterator<Item = &'a str>) -> fmt::Result {
+    out.write_char('[')?;
+    for (index, element) in elements.enumerate() {
+        if index > 0 {
+            out.write_char(',')?;
+        }
+        out.write_str(element)?;
+    }
+    out.write_char(']')
 }
 
 /// A score column of nothing but null, for policies without a model.

@@ -20,3 +20,8 @@ pub mod schema;
 pub mod snapshot;
 mod threads;
 pub mod windows;
+
+/// A cycle of the gate makes and frees hundreds of small arrays, and answers are freed by another thread than made them.
+#[cfg(feature = "python")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -695,7 +695,7 @@ fn answer(row: &str, extra: Extra) -> String {
     let schema = decisions();
     let batch = decode_one(&schema, row.as_bytes()).unwrap();
     let mut out = Vec::new();
-    DecisionWriter::new(&schema, 5..8).write(&mut out, &batch, 0, extra);
+    DecisionWriter::new(&schema, 5..8).rows(&batch).write(&mut out, 0, extra);
     finish(&mut out, 411_500);
     String::from_utf8(out).unwrap()
 }

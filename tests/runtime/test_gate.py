@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import struct
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from penstock import _native, testing
+from penstock.runtime.app import load_app
+from penstock.runtime.plan import compile_plan
+from penstock.serve.core import DECIDE, DECIDE_MANY, EVENTS_NDJSON, REPEAT
+from penstock.serve.service import core_settings
+from penstock.settings import read_settings
 
 FIRST = Path(__file__).resolve().parents[2] / "examples" / "first.py"
 NOON = "2026-11-01T12:00:00Z"
@@ -138,3 +144,69 @@ def test_a_retry_among_many_waits_with_its_first_attempt_for_the_model(tmp_path:
     assert told[3][1] == told[4][1] == told[2][0]
     assert [each["score"] for each in told[4]] == [0.07, 0.125, 0.07]
     gate.close()
+
+
+def manual_gate() -> _native.ManualGate:
+    plan = compile_plan(load_app(FIRST))
+    now_us = int(datetime.fromisoformat(NOON).timestamp() * 1e6)
+    return _native.ManualGate(plan.to_json(), _native.Memory(), core_settings(read_settings({})), now_us)
+
+
+def lines(*numbers: int, **changed: Any) -> bytes:
+    return b"\n".join(json.dumps(payment(number, **changed)).encode() for number in numbers)
+
+
+def commits(gate: _native.ManualGate) -> int:
+    return int(json.loads(gate.stats())["commits"])
+
+
+def test_an_id_in_a_single_and_a_large_request_of_one_cycle_is_decided_once() -> None:
+    gate = manual_gate()
+    # Large requests take turns with single ones: after a cycle of these, both are taken together.
+    gate.step([(1, DECIDE, 0, lines(1), 0)], [])
+    before = commits(gate)
+    body = lines(2, 4, 3) + b"\n" + lines(4, amount="1")
+    answers = gate.step([(2, DECIDE, 0, lines(3), 0), (3, DECIDE_MANY, 0, body, 0)], [])
+    assert commits(gate) == before + 1
+    told = {handle: text.splitlines() for handle, _, text, _ in answers}
+    second, fourth, third, conflict = told[3]
+    assert third == told[2][0]
+    features = [json.loads(each)["features"]["card_count_1h"] for each in (third, second, fourth)]
+    assert features == [2, 3, 4]
+    assert json.loads(conflict)["error"]["code"] == "id_conflict"
+
+
+def test_equal_requests_of_one_cycle_are_answered_alike() -> None:
+    gate = manual_gate()
+    answers = gate.step([(handle, DECIDE, 0, lines(handle % 2), 0) for handle in range(6)], [])
+    told = {handle: (text, flags) for handle, _, text, flags in answers}
+    assert [flags for _, flags in (told[handle] for handle in range(6))] == [0, 0] + [REPEAT] * 4
+    assert [told[handle][0] for handle in range(6)] == [told[0][0], told[1][0]] * 3
+    assert told[0][0] != told[1][0]
+
+
+def test_large_requests_that_wait_share_a_commit() -> None:
+    gate = manual_gate()
+    requests = [
+        (1, DECIDE_MANY, 0, lines(1, 2), 0),
+        (2, DECIDE_MANY, 0, lines(2, 3), 0),
+        (3, EVENTS_NDJSON, 0, lines(4, 3), 0),
+        (4, EVENTS_NDJSON, 0, lines(5, 4), 0),
+    ]
+    told = {handle: text for handle, _, text, _ in gate.step(requests, [])}
+    assert commits(gate) == 1
+    assert told[1].splitlines()[1] == told[2].splitlines()[0]
+    third, fourth = json.loads(told[3]), json.loads(told[4])
+    assert (third["accepted"], third["repeated"], third["offsets"]) == (1, 0, [3, None])
+    assert third["rejected"][0]["error"]["code"] == "entered_elsewhere"
+    assert (fourth["accepted"], fourth["repeated"], fourth["offsets"]) == (1, 1, [4, 3])
+
+
+def test_a_large_request_over_many_commits_is_answered_in_its_order() -> None:
+    gate = manual_gate()
+    body = lines(*range(5_000))
+    [(_, status, text, _)] = gate.step([(1, DECIDE_MANY, 0, body, 0)], [])
+    assert status == 200 and commits(gate) > 1
+    decisions = [json.loads(line) for line in text.splitlines()]
+    assert [each["id"] for each in decisions] == [f"p{number}" for number in range(5_000)]
+    assert [each["offset"] for each in decisions] == list(range(5_000))

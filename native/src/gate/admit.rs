@@ -20,9 +20,9 @@ use crate::plan::TopicPlan;
 /// What is known of one arriving event.
 pub(super) enum Seen {
     New,
-    /// The same event stands earlier in this batch.
-    InBatch(usize),
-    /// The same event is in the log, or comes into it with an earlier batch of this cycle.
+    /// The same event came earlier in this cycle: the group that it is in, and its row there.
+    InCycle(usize, usize),
+    /// The same event is in the log.
     Before(SeenEvent),
     /// It is not taken: an HTTP status, a code and why.
     Refused(u16, &'static str, String),
@@ -33,15 +33,36 @@ pub(super) struct SeenEvent {
     /// 0 for the topic's own door, else 1 + the policy that decided it.
     pub origin: u16,
     pub offset: i64,
-    /// Where its commit is, and those of what was decided and told about it; none where that commit is this cycle's.
+    /// Where its commit is, and those of what was decided and told about it.
     pub addresses: Vec<u64>,
 }
 
-/// An event that is new in this cycle: which row of which group of events it is, and the offset that it gets.
+/// A batch that was admitted in this cycle, and what became of its new rows.
+pub(super) struct Group {
+    origin: u16,
+    batch: RecordBatch,
+    pub taken: Taken,
+    /// For each row its place among the new ones.
+    pub places: Vec<usize>,
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Taken {
+    /// Not yet, or there were none.
+    Nothing,
+    /// Events, from this offset on.
+    Events(i64),
+    /// A table of the cycle's decisions.
+    Decided(usize),
+    /// They wait for their model under this number.
+    Pending(u64),
+}
+
+/// Where in this cycle an id stands that is new.
 pub(super) struct Fresh {
-    group: usize,
-    row: usize,
-    offset: i64,
+    pub hash: u64,
+    pub group: usize,
+    pub row: usize,
 }
 
 /// The commits that one cycle has looked at.
@@ -62,8 +83,8 @@ impl Core {
         let mut candidates = Vec::new();
         self.ids.find_batch(&hashes, &mut candidates)?;
         let group = cycle.groups.len();
-        cycle.groups.push((origin, batch.clone()));
-        let mut offset = self.next_offset(cycle, topic);
+        cycle.groups.push(Group { origin, batch: batch.clone(), taken: Taken::Nothing, places: Vec::new() });
+        cycle.fresh.reserve(batch.num_rows(), |fresh| fresh.hash);
         let mut seen = Vec::with_capacity(batch.num_rows());
         let mut next = 0;
         for (row, &time) in event_times(&self.plan, topic, batch).iter().enumerate() {
@@ -80,11 +101,11 @@ impl Core {
                     .unwrap_or_else(|| cycle.seen_now(about.id, origin, hashes[row], (group, row))),
             };
             if matches!(judged, Seen::New) {
-                cycle.fresh.entry(hashes[row]).or_insert(Fresh { group, row, offset });
-                offset += 1;
+                cycle.see(Fresh { hash: hashes[row], group, row });
             }
             seen.push(judged);
         }
+        cycle.groups[group].places = places_of_new(&seen);
         Ok(seen)
     }
 
@@ -133,21 +154,44 @@ impl Core {
 
 impl Cycle {
     fn seen_now(&self, id: usize, origin: u16, hash: u64, at: (usize, usize)) -> Seen {
-        let Some(&Fresh { group, row, offset }) = self.fresh.get(&hash) else { return Seen::New };
-        let (first_origin, first) = &self.groups[group];
-        let (_, batch) = &self.groups[at.0];
+        let Some(&Fresh { group, row, .. }) = self.fresh.find(hash, |fresh| fresh.hash == hash) else {
+            return Seen::New;
+        };
+        let Group { origin: first_origin, batch: first, .. } = &self.groups[group];
+        let batch = &self.groups[at.0].batch;
         if !same_id(first.column(id), row, batch.column(id), at.1) {
             return Seen::New;
         }
         if *first_origin != origin {
             return other_door();
         }
-        match content_equal(first, row, batch, at.1) {
-            false => conflict(),
-            true if group == at.0 => Seen::InBatch(row),
-            true => Seen::Before(SeenEvent { origin, offset, addresses: Vec::new() }),
+        if content_equal(first, row, batch, at.1) { Seen::InCycle(group, row) } else { conflict() }
+    }
+
+    /// The offset of an event that its topic's door has taken in this cycle.
+    pub fn offset(&self, group: usize, row: usize) -> i64 {
+        match self.groups[group].taken {
+            Taken::Events(first) => first + self.groups[group].places[row] as i64,
+            _ => unreachable!("the first attempt was an event of the topic's door"),
         }
     }
+
+    /// Of ids with one hash only the first is remembered.
+    fn see(&mut self, fresh: Fresh) {
+        if self.fresh.find(fresh.hash, |seen| seen.hash == fresh.hash).is_none() {
+            self.fresh.insert_unique(fresh.hash, fresh, |seen| seen.hash);
+        }
+    }
+}
+
+/// For each row its place among the new ones.
+fn places_of_new(seen: &[Seen]) -> Vec<usize> {
+    let mut next = 0;
+    let place = |seen: &Seen| {
+        next += usize::from(matches!(seen, Seen::New));
+        next.wrapping_sub(1)
+    };
+    seen.iter().map(place).collect()
 }
 
 fn judge(event: SeenEvent, origin: u16, same: bool) -> Seen {

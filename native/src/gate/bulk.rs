@@ -6,12 +6,20 @@ use std::ops::Range;
 use arrow_array::RecordBatch;
 
 use super::admit::Seen;
-use super::core::{Core, Cycle, Waiter, refusal_body, take_new};
-use super::{Answer, Kind, Request, Tell, error_body};
+use super::admit::Taken;
+use super::core::{CLOSING_BYTES, Core, Cycle, Waiter, refusal_body, take_new};
+use super::words::Finished;
+use super::{Answer, Kind, Request, Tell, Tells, error_body};
+use crate::answer;
 use crate::conform::{Unknown, conform, keep_rows, read_ipc};
 use crate::decode::{Decoded, check_json, split_array, split_lines};
 use crate::error::Result;
 use crate::schema::Schema;
+
+/// Memory is made for the answers of so many lines at a time.
+const LINES_AHEAD: usize = 4096;
+/// What a slice takes in the log beside its lines.
+const SLICE_BYTES: usize = 128;
 
 pub(super) struct Bulk {
     handle: u64,
@@ -22,8 +30,13 @@ pub(super) struct Bulk {
     next: usize,
     /// Lines without a result yet.
     open: usize,
-    /// For decisions, what each line is answered.
-    bodies: Vec<Vec<u8>>,
+    /// For decisions, what is answered: a line each, in the order in which they were known.
+    text: Vec<u8>,
+    /// Where in it each line's answer is.
+    answers: Vec<Range<usize>>,
+    answered: usize,
+    /// That order is the lines' own.
+    in_order: bool,
     /// For events, the offset of each line that is in the log.
     offsets: Vec<Option<i64>>,
     rejected: Vec<(usize, Vec<u8>)>,
@@ -52,11 +65,22 @@ impl Source {
         }
     }
 
-    /// About how many bytes a line takes in the log.
-    fn line_bytes(&self, line: usize) -> usize {
+    /// From this line on as many as make so many bytes in the log, and how many bytes they are about.
+    fn take(&self, first: usize, bytes_max: usize, decision_bytes: usize) -> (Range<usize>, usize) {
         match self {
-            Source::Text { lines, .. } => lines[line].len(),
-            Source::Arrow(batch) => batch.get_array_memory_size() / batch.num_rows().max(1) + 1,
+            Source::Text { lines, .. } => {
+                let (mut end, mut bytes) = (first, 0);
+                while end < lines.len() && bytes < bytes_max {
+                    bytes += lines[end].len() + decision_bytes;
+                    end += 1;
+                }
+                (first..end, bytes)
+            }
+            Source::Arrow(batch) => {
+                let each = batch.get_array_memory_size() / batch.num_rows().max(1) + 1 + decision_bytes;
+                let count = bytes_max.div_ceil(each).min(batch.num_rows() - first);
+                (first..first + count, count * each)
+            }
         }
     }
 }
@@ -74,7 +98,7 @@ impl Core {
             Ok(source) => source,
             Err(body) => {
                 self.stats.refused += 1;
-                cycle.answers.push(Answer { handle, status: 422, body, flags: 0, tells: Vec::new() });
+                cycle.answers.push(Answer::plain(handle, 422, body));
                 return Ok(());
             }
         };
@@ -98,25 +122,35 @@ impl Core {
         number
     }
 
-    /// Take the next lines of the oldest large request, about one commit of them.
-    pub(super) fn take_bulk_slice(&mut self, cycle: &mut Cycle) -> Result<()> {
-        let Some(&number) = self.bulk_queue.front() else { return Ok(()) };
-        let bulk = self.bulk.get_mut(&number).expect("what is queued is there");
-        let lines = bulk.next_slice(self.settings.commit_bytes, decision_bytes(&self.plan, bulk.purpose));
-        bulk.next = lines.end;
-        if bulk.next == bulk.source.len() {
-            self.bulk_queue.pop_front();
+    /// Take the next lines of large requests, the oldest first, about one commit of them.
+    pub(super) fn take_bulk(&mut self, cycle: &mut Cycle) -> Result<()> {
+        let mut left = self.settings.commit_bytes;
+        while left > 0
+            && let Some(&number) = self.bulk_queue.front()
+        {
+            let bulk = self.bulk.get_mut(&number).expect("what is queued is there");
+            let (lines, bytes) = bulk.source.take(bulk.next, left, decision_bytes(&self.plan, bulk.purpose));
+            left = left.saturating_sub(bytes + SLICE_BYTES);
+            bulk.next = lines.end;
+            if bulk.next == bulk.source.len() {
+                self.bulk_queue.pop_front();
+            }
+            self.take_slice(cycle, number, lines)?;
         }
-        let purpose = bulk.purpose;
+        Ok(())
+    }
+
+    fn take_slice(&mut self, cycle: &mut Cycle, number: u64, lines: Range<usize>) -> Result<()> {
+        let purpose = self.bulk[&number].purpose;
         if let Some(reason) = self.stats.full.clone() {
             let body = error_body("disk_full", &reason, None);
-            lines.for_each(|line| self.refuse_line(number, line, body.clone()));
+            lines.for_each(|line| self.refuse_line(number, line, &body));
             return Ok(());
         }
         let decoded = self.decode_lines(number, purpose, lines.clone())?;
         for (index, refusal) in &decoded.refused {
             self.stats.refused += 1;
-            self.refuse_line(number, lines.start + *index as usize, refusal_body(refusal));
+            self.refuse_line(number, lines.start + *index as usize, &refusal_body(refusal));
         }
         let lines: Vec<usize> = decoded.rows.iter().map(|&index| lines.start + index as usize).collect();
         match purpose {
@@ -167,46 +201,60 @@ impl Core {
             return Ok(());
         }
         let seen = self.admit(cycle, topic, 0, &batch)?;
+        let group = cycle.groups.len() - 1;
         let events = take_new(&batch, &seen)?;
-        let offsets = match events.num_rows() {
-            0 => Vec::new(),
-            _ => self.remember(cycle, topic, 0, events, &[])?.offsets,
-        };
-        let mut offsets = offsets.into_iter();
-        let mut placed: Vec<Option<i64>> = vec![None; seen.len()];
-        for (row, seen) in seen.iter().enumerate() {
-            placed[row] = match seen {
-                Seen::New => offsets.next(),
-                Seen::InBatch(first) => placed[*first],
-                Seen::Before(event) => Some(event.offset),
+        if events.num_rows() > 0 {
+            let first = self.remember(cycle, topic, 0, events, &[])?.offsets[0];
+            cycle.groups[group].taken = Taken::Events(first);
+        }
+        for (row, (seen, &line)) in seen.iter().zip(lines).enumerate() {
+            let offset = match seen {
+                Seen::New => cycle.offset(group, row),
+                Seen::InCycle(group, row) => cycle.offset(*group, *row),
+                Seen::Before(event) => event.offset,
                 Seen::Refused(_, code, message) => {
                     self.stats.refused += 1;
-                    self.refuse_line(number, lines[row], error_body(code, message, None));
+                    self.refuse_line(number, line, &error_body(code, message, None));
                     continue;
                 }
             };
             let repeated = !matches!(seen, Seen::New);
             self.stats.repeats += repeated as u64;
             let bulk = self.bulk.get_mut(&number).expect("it is being taken");
-            bulk.offsets[lines[row]] = placed[row];
+            bulk.offsets[line] = Some(offset);
             bulk.repeated += repeated as usize;
             bulk.open -= 1;
         }
         Ok(())
     }
 
-    pub(super) fn refuse_line(&mut self, number: u64, line: usize, body: Vec<u8>) {
+    pub(super) fn refuse_line(&mut self, number: u64, line: usize, body: &[u8]) {
         let Some(bulk) = self.bulk.get_mut(&number) else { return };
         match bulk.purpose {
-            Purpose::Decide(_) => bulk.bodies[line] = body,
-            Purpose::Events(_) => bulk.rejected.push((line, body)),
+            Purpose::Decide(_) => bulk.answer(line, |text| text.extend_from_slice(body)),
+            Purpose::Events(_) => bulk.rejected.push((line, body.to_vec())),
         }
         bulk.open -= 1;
     }
 
-    pub(super) fn finish_line(&mut self, number: u64, line: usize, body: Vec<u8>, tell: Option<Tell>) {
+    pub(super) fn finish_line(
+        &mut self,
+        number: u64,
+        line: usize,
+        open: &[u8],
+        now_ns: u64,
+        tell: Option<Tell>,
+    ) {
         let Some(bulk) = self.bulk.get_mut(&number) else { return };
-        bulk.bodies[line] = body;
+        let took_ns = now_ns.saturating_sub(bulk.held_ns);
+        if bulk.text.capacity() - bulk.text.len() < open.len() + CLOSING_BYTES {
+            // About as long as this one: growing by doubling would copy and touch twice the memory.
+            bulk.text.reserve((open.len() + CLOSING_BYTES) * bulk.open.min(LINES_AHEAD));
+        }
+        bulk.answer(line, |text| {
+            text.extend_from_slice(open);
+            answer::finish(text, took_ns);
+        });
         bulk.open -= 1;
         // What is told from here on has been staged with this very commit.
         bulk.tells.extend(tell.filter(|_| !bulk.told));
@@ -217,10 +265,11 @@ impl Core {
         let done: Vec<u64> =
             self.bulk.iter().filter(|(_, bulk)| bulk.done()).map(|(&number, _)| number).collect();
         for number in done {
-            let bulk = self.bulk.remove(&number).expect("it was just found");
-            self.last.push((bulk.handle, bulk.tells.clone()));
-            let (handle, body) = (bulk.handle, bulk.body());
-            answers.push(Answer { handle, status: 200, body, flags: 0, tells: bulk.tells });
+            let mut bulk = self.bulk.remove(&number).expect("it was just found");
+            let (handle, body) = (bulk.handle, bulk.body().into());
+            let tells = Tells::Many(std::mem::take(&mut bulk.tells).into());
+            self.last.push((handle, tells.clone()));
+            answers.push(Answer { handle, status: 200, body, flags: 0, tells });
         }
     }
 
@@ -232,7 +281,7 @@ impl Core {
                 cycle.tells.append(&mut bulk.tells);
             }
         }
-        for (waiter, _, tell) in &cycle.finished {
+        for Finished { waiter, tell, .. } in &cycle.finished {
             if let (Waiter::Line { bulk, .. }, Some(tell)) = (waiter, tell)
                 && self.bulk.get(bulk).is_some_and(|bulk| bulk.told)
             {
@@ -252,7 +301,10 @@ impl Bulk {
             source,
             next: 0,
             open: lines,
-            bodies: vec![Vec::new(); if matches!(purpose, Purpose::Decide(_)) { lines } else { 0 }],
+            text: Vec::new(),
+            answers: vec![0..0; if matches!(purpose, Purpose::Decide(_)) { lines } else { 0 }],
+            answered: 0,
+            in_order: true,
             offsets: vec![None; if matches!(purpose, Purpose::Events(_)) { lines } else { 0 }],
             rejected: Vec::new(),
             repeated: 0,
@@ -261,26 +313,25 @@ impl Bulk {
         }
     }
 
-    fn next_slice(&self, commit_bytes: usize, decision_bytes: usize) -> Range<usize> {
-        let mut end = self.next;
-        let mut bytes = 0;
-        while end < self.source.len() && (bytes < commit_bytes || end == self.next) {
-            bytes += self.source.line_bytes(end) + decision_bytes;
-            end += 1;
-        }
-        self.next..end
+    fn answer(&mut self, line: usize, write: impl FnOnce(&mut Vec<u8>)) {
+        let start = self.text.len();
+        write(&mut self.text);
+        self.text.push(b'\n');
+        self.answers[line] = start..self.text.len();
+        self.in_order &= line == self.answered;
+        self.answered += 1;
     }
 
     fn done(&self) -> bool {
         self.open == 0 && self.next == self.source.len()
     }
 
-    fn body(&self) -> Vec<u8> {
+    fn body(&mut self) -> Vec<u8> {
         match self.purpose {
+            Purpose::Decide(_) if self.in_order => std::mem::take(&mut self.text),
             Purpose::Decide(_) => {
-                let mut body = self.bodies.join(&b'\n');
-                body.push(b'\n');
-                body
+                let answers = self.answers.iter().map(|answer| &self.text[answer.clone()]);
+                answers.collect::<Vec<_>>().concat()
             }
             Purpose::Events(_) => self.events_body(),
         }

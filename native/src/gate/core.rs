@@ -5,11 +5,15 @@ use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
 use arrow_array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, UInt32Array};
+use hashbrown::HashTable;
 
-use super::admit::{Commits, Fresh, Id, Seen, SeenEvent, ahead, find_id, id_hash, id_hashes, id_value};
+use super::admit::{
+    Commits, Fresh, Group, Id, Seen, SeenEvent, Taken, ahead, find_id, id_hash, id_hashes, id_value,
+};
 use super::bulk::{Bulk, check_readable};
 use super::stats::Stats;
-use super::{Answer, Clock, Kind, MODEL, REPEAT, Request, Tell, Told, error_body};
+use super::words::{Body, Decided, Finished, Worded, Words};
+use super::{Answer, Clock, Kind, MODEL, REPEAT, Request, Tell, Tells, Told, error_body};
 use crate::answer::{self, DecisionWriter, Extra};
 use crate::conform::write_ipc;
 use crate::decide::{Case, Decider, Verdicts, no_score};
@@ -19,10 +23,15 @@ use crate::engine::{Engine, LATE, STATELESS, event_times};
 use crate::error::{Error, Result};
 use crate::follower::as_defined;
 use crate::ids::Ids;
-use crate::log::{Address, Log, Section};
+use crate::log::{Address, Flush, Log, Section};
 use crate::plan::Plan;
 use crate::schema::{Schema, Type};
 use crate::snapshot;
+
+/// So many answers take longer to word than a thread to start, which then syncs meanwhile.
+const WORDED_ASIDE: usize = 256;
+/// `,"took_ms":12.345}`
+pub(super) const CLOSING_BYTES: usize = 24;
 
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -74,7 +83,9 @@ pub struct Core {
     pub(super) pending: BTreeMap<u64, Pending>,
     pub(super) next_number: u64,
     /// The answers of the cycle before: their callers may have been told the fallback while it ran.
-    pub(super) last: Vec<(u64, Vec<Tell>)>,
+    pub(super) last: Vec<(u64, Tells)>,
+    /// Kept from cycle to cycle for its memory.
+    pub(super) worded: Worded,
     pub stats: Stats,
 }
 
@@ -82,11 +93,14 @@ pub struct Core {
 pub(super) struct Pending {
     policy: usize,
     batch: Batch,
-    waiters: Vec<Vec<Waiter>>,
+    waiters: Queue,
     told: Vec<bool>,
     started_ns: u64,
     dry_run: bool,
 }
+
+/// Who waits for which row of a batch: each row's first waiter in the order of the rows, and after it any others.
+type Queue = Vec<(usize, Waiter)>;
 
 /// Events with all that is known of them.
 #[derive(Clone)]
@@ -110,14 +124,13 @@ pub(super) struct Cycle {
     pub sections: Vec<Section>,
     /// Rows staged by topic, beyond what the log has.
     pub staged: HashMap<usize, i64>,
-    /// Batches by their origin, and where in them an id stands that is new in this cycle.
-    pub groups: Vec<(u16, RecordBatch)>,
-    pub fresh: HashMap<u64, Fresh>,
+    pub groups: Vec<Group>,
+    pub fresh: HashTable<Fresh>,
     pub commits: Commits,
     /// Hashes of the ids whose place is this commit.
     pub hashes: Vec<u64>,
-    /// Bodies that leave after the sync, open at their end.
-    pub finished: Vec<(Waiter, Vec<u8>, Option<Tell>)>,
+    pub decided: Vec<Decided>,
+    pub finished: Vec<Finished>,
     pub answers: Vec<Answer>,
     told: HashSet<u64>,
     pub tells: Vec<Tell>,
@@ -162,7 +175,7 @@ impl Core {
             }
         }
         if !waiting || self.bulk_turn {
-            self.take_bulk_slice(&mut cycle)?;
+            self.take_bulk(&mut cycle)?;
         }
         self.bulk_turn = waiting;
         self.stage_tells(&mut cycle)?;
@@ -221,53 +234,70 @@ impl Core {
         let topic = self.plan.policy_topic(policy);
         let origin = self.policies[policy].origin;
         let seen = self.admit(cycle, topic, origin, &batch)?;
-        let mut places = vec![usize::MAX; seen.len()];
-        let mut queues: Vec<Vec<Waiter>> = Vec::with_capacity(seen.len());
-        for (row, waiter) in waiters.iter().enumerate() {
-            match &seen[row] {
-                Seen::New => {
-                    places[row] = queues.len();
-                    queues.push(vec![waiter.clone()]);
-                }
-                Seen::InBatch(first) => queues[places[*first]].push(waiter.repeated()),
+        let group = cycle.groups.len() - 1;
+        let mut queue: Queue = Vec::with_capacity(seen.len());
+        let mut again = Vec::new();
+        for (seen, waiter) in seen.iter().zip(waiters) {
+            match seen {
+                Seen::New => queue.push((queue.len(), waiter)),
+                Seen::InCycle(group, row) => again.push((*group, *row, waiter.repeated())),
                 Seen::Before(event) => self.repeat(cycle, policy, event, waiter.repeated())?,
                 Seen::Refused(status, code, message) => {
                     self.stats.refused += 1;
-                    self.refuse(cycle, waiter, *status, code, message);
+                    self.refuse(cycle, &waiter, *status, code, message);
                 }
             }
         }
         let events = take_new(&batch, &seen)?;
-        if events.num_rows() == 0 {
-            return Ok(());
+        if events.num_rows() > 0 {
+            let set = self.plan.policies[policy].features;
+            let batch = self.remember(cycle, topic, origin, events, &[set])?;
+            cycle.groups[group].taken = match self.plan.policies[policy].model {
+                None => self.decide_now(cycle, policy, batch, queue)?,
+                Some(model) => self.ask_model(cycle, policy, model, batch, queue, false)?,
+            };
         }
-        let set = self.plan.policies[policy].features;
-        let batch = self.remember(cycle, topic, origin, events, &[set])?;
-        match self.plan.policies[policy].model {
-            None => self.decide_now(cycle, policy, batch, queues),
-            Some(model) => self.ask_model(cycle, policy, model, batch, queues, false),
+        for (group, row, waiter) in again {
+            self.join(cycle, policy, group, row, waiter);
+        }
+        Ok(())
+    }
+
+    /// Let a retry wait with the first attempt, which came in the same cycle.
+    fn join(&mut self, cycle: &mut Cycle, policy: usize, group: usize, row: usize, waiter: Waiter) {
+        self.stats.repeats += 1;
+        let row = cycle.groups[group].places[row];
+        match cycle.groups[group].taken {
+            Taken::Decided(table) => {
+                let offset = cycle.decided[table].offset(row);
+                let told = self.told_now(cycle, policy, offset).map(Words::Made);
+                cycle.finish(waiter, told.unwrap_or(Words::Row { table, row }), None);
+            }
+            Taken::Pending(number) => {
+                let pending = self.pending.get_mut(&number).expect("it was asked in this cycle");
+                pending.waiters.push((row, waiter));
+            }
+            Taken::Nothing | Taken::Events(_) => unreachable!("the first attempt was to be decided"),
         }
     }
 
-    fn decide_now(
-        &mut self,
-        cycle: &mut Cycle,
-        policy: usize,
-        batch: Batch,
-        queues: Vec<Vec<Waiter>>,
-    ) -> Result<()> {
-        let score = no_score(batch.events.num_rows());
+    fn decide_now(&mut self, cycle: &mut Cycle, policy: usize, batch: Batch, queue: Queue) -> Result<Taken> {
+        let rows = batch.events.num_rows();
+        let score = no_score(rows);
         let verdicts = self.deciders[policy].decide(&batch.case(&score))?;
-        let told: Vec<bool> = queues.iter().map(|queue| cycle.told_one_of(queue)).collect();
-        let rows: Vec<(usize, i64)> =
-            (0..told.len()).filter(|&row| told[row]).map(|row| (row, batch.offsets[row])).collect();
-        if !rows.is_empty() {
-            cycle.tells.push(Tell { policy, events: batch.events.clone(), rows });
+        let mut told = vec![false; rows];
+        for (row, waiter) in &queue {
+            told[*row] |= cycle.told_first(waiter);
         }
-        self.conclude(cycle, policy, &batch, &score, verdicts, queues, &told)
+        for row in (0..rows).filter(|&row| told[row]) {
+            let (events, offset) = (batch.events.clone(), batch.offsets[row]);
+            cycle.tells.push(Tell { policy, events, row, offset });
+        }
+        self.conclude(cycle, policy, &batch, &score, verdicts, queue, &told)?;
+        Ok(Taken::Decided(cycle.decided.len() - 1))
     }
 
-    /// Stage the decisions for the log and word their answers.
+    /// Stage the decisions for the log, and who is told of them.
     #[allow(clippy::too_many_arguments)]
     fn conclude(
         &mut self,
@@ -276,24 +306,30 @@ impl Core {
         batch: &Batch,
         score: &ArrayRef,
         verdicts: Verdicts,
-        queues: Vec<Vec<Waiter>>,
+        queue: Queue,
         told: &[bool],
     ) -> Result<()> {
         let table = self.deciders[policy].table(&batch.case(score), &verdicts)?;
         self.count_decisions(policy, &verdicts);
-        let writer = &self.writers[&self.policies[policy].decisions];
-        for (row, queue) in queues.into_iter().enumerate() {
+        let number = cycle.decided.len();
+        let mut rows = 0;
+        for (row, waiter) in queue {
+            // Rows rise with their first waiters; whoever comes later to a row waits for a second telling.
+            let first = row == rows;
+            rows += usize::from(first);
             if told[row] {
                 // Whoever still waits is a retry, and must be told what the first attempt was told.
-                cycle.finish_all(queue, fallback_body(&self.plan, policy, &batch.events, row), None);
+                let body = fallback_body(&self.plan, policy, &batch.events, row);
+                cycle.finish(waiter, Words::Made(body), None);
                 continue;
             }
-            let mut body = Vec::with_capacity(768);
-            writer.write(&mut body, &table, row, Extra::default());
-            let tell = Tell { policy, events: batch.events.clone(), rows: vec![(row, batch.offsets[row])] };
-            cycle.finish_all(queue, body, Some(tell));
+            let offset = batch.offsets[row];
+            let tell = first.then(|| Tell { policy, events: batch.events.clone(), row, offset });
+            cycle.finish(waiter, Words::Row { table: number, row }, tell);
         }
-        cycle.sections.push(section(self.policies[policy].decisions, table));
+        let schema = self.policies[policy].decisions;
+        cycle.decided.push(Decided { schema, table: table.clone(), extra: Extra::default() });
+        cycle.sections.push(section(schema, table));
         Ok(())
     }
 
@@ -357,23 +393,23 @@ impl Core {
         policy: usize,
         model: usize,
         batch: Batch,
-        waiters: Vec<Vec<Waiter>>,
+        waiters: Queue,
         dry_run: bool,
-    ) -> Result<()> {
+    ) -> Result<Taken> {
         let number = self.next_number;
         self.next_number += 1;
         let body = write_ipc(&self.model_input(policy, &batch)?)?;
         cycle.answers.push(Answer {
             handle: number,
             status: model as u16,
-            body,
+            body: body.into(),
             flags: MODEL,
-            tells: Vec::new(),
+            tells: Tells::None,
         });
-        let told = vec![false; waiters.len()];
+        let told = vec![false; batch.events.num_rows()];
         let started_ns = self.clock.monotonic_ns();
         self.pending.insert(number, Pending { policy, batch, waiters, told, started_ns, dry_run });
-        Ok(())
+        Ok(Taken::Pending(number))
     }
 
     /// A model sees the event's fields and the features.
@@ -404,7 +440,7 @@ impl Core {
             }
         };
         if pending.dry_run {
-            return self.conclude_dry_run(cycle, &pending, &score, verdicts);
+            return self.conclude_dry_run(cycle, pending, &score, verdicts);
         }
         self.hash_again(cycle, pending.policy, &pending.batch.events, 0..rows);
         self.conclude(cycle, pending.policy, &pending.batch, &score, verdicts, pending.waiters, &pending.told)
@@ -416,7 +452,7 @@ impl Core {
     fn repeat(&mut self, cycle: &mut Cycle, policy: usize, event: &SeenEvent, waiter: Waiter) -> Result<()> {
         self.stats.repeats += 1;
         if let Some(body) = self.first_answer(cycle, policy, event)? {
-            cycle.finished.push((waiter, body, None));
+            cycle.finish(waiter, Words::Made(body), None);
             return Ok(());
         }
         for pending in
@@ -427,9 +463,9 @@ impl Core {
             };
             if pending.told[row] {
                 let body = fallback_body(&self.plan, policy, &pending.batch.events, row);
-                cycle.finished.push((waiter, body, None));
+                cycle.finish(waiter, Words::Made(body), None);
             } else {
-                pending.waiters[row].push(waiter);
+                pending.waiters.push((row, waiter));
             }
             return Ok(());
         }
@@ -444,18 +480,19 @@ impl Core {
         policy: usize,
         event: &SeenEvent,
     ) -> Result<Option<Vec<u8>>> {
-        for tell in cycle.tells.iter().filter(|tell| tell.policy == policy) {
-            if let Some(&(row, _)) = tell.rows.iter().find(|(_, offset)| *offset == event.offset) {
-                return Ok(Some(fallback_body(&self.plan, policy, &tell.events, row)));
-            }
-        }
-        if event.addresses.is_empty() {
-            return Ok(cycle.decided(policy, event.offset));
+        if let Some(body) = self.told_now(cycle, policy, event.offset) {
+            return Ok(Some(body));
         }
         if let Some(body) = self.told_body(cycle, policy, event)? {
             return Ok(Some(body));
         }
         self.decision_body(cycle, policy, event)
+    }
+
+    /// What this cycle knows that the first caller was told, if that was the fallback.
+    fn told_now(&self, cycle: &Cycle, policy: usize, offset: i64) -> Option<Vec<u8>> {
+        let told = cycle.tells.iter().find(|tell| tell.policy == policy && tell.offset == offset)?;
+        Some(fallback_body(&self.plan, policy, &told.events, told.row))
     }
 
     fn told_body(&self, cycle: &mut Cycle, policy: usize, event: &SeenEvent) -> Result<Option<Vec<u8>>> {
@@ -479,7 +516,7 @@ impl Core {
         let topic = self.policies[policy].decisions_topic.clone();
         let Some((schema, table, row)) = self.find_row(cycle, &topic, 1, event)? else { return Ok(None) };
         let mut body = Vec::new();
-        self.writer(schema)?.write(&mut body, &table, row, Extra::default());
+        self.writer(schema)?.rows(&table).write(&mut body, row, Extra::default());
         Ok(Some(body))
     }
 
@@ -517,17 +554,11 @@ impl Core {
 
     fn look_up(&mut self, cycle: &mut Cycle, request: Request) -> Result<()> {
         let policy = request.target;
-        let body = match self.find_decision(cycle, policy, &request.body)? {
-            Some((status, body)) => (status, body),
+        let (status, body) = match self.find_decision(cycle, policy, &request.body)? {
+            Some(found) => found,
             None => (404, error_body("not_found", "no decision of this policy has this id", None)),
         };
-        cycle.answers.push(Answer {
-            handle: request.handle,
-            status: body.0,
-            body: body.1,
-            flags: 0,
-            tells: Vec::new(),
-        });
+        cycle.answers.push(Answer::plain(request.handle, status, body));
         Ok(())
     }
 
@@ -607,15 +638,14 @@ impl Core {
             features: peeked.features.swap_remove(0),
             marks: peeked.marks,
         };
-        let queues: Vec<_> = waiters.into_iter().map(|waiter| vec![waiter]).collect();
+        let waiters: Queue = waiters.into_iter().enumerate().collect();
         if let Some(model) = self.plan.policies[policy].model {
-            return self.ask_model(cycle, policy, model, batch, queues, true);
+            return self.ask_model(cycle, policy, model, batch, waiters, true).map(|_| ());
         }
         let score = no_score(batch.events.num_rows());
         let verdicts = self.deciders[policy].decide(&batch.case(&score))?;
-        let told = vec![false; queues.len()];
-        let pending = Pending { policy, batch, waiters: queues, told, started_ns: 0, dry_run: true };
-        self.conclude_dry_run(cycle, &pending, &score, verdicts)
+        let pending = Pending { policy, batch, waiters, told: Vec::new(), started_ns: 0, dry_run: true };
+        self.conclude_dry_run(cycle, pending, &score, verdicts)
     }
 
     /// A dry run's events: one in the body, or a line each; several are gathered under a number of their own.
@@ -636,19 +666,13 @@ impl Core {
         }
         let lines = split_lines(&request.body);
         if let Err(body) = check_readable(&lines) {
-            cycle.answers.push(Answer {
-                handle: request.handle,
-                status: 422,
-                body,
-                flags: 0,
-                tells: Vec::new(),
-            });
+            cycle.answers.push(Answer::plain(request.handle, 422, body));
             return Ok(None);
         }
         let decoded = self.decoders[topic].decode(lines.iter().copied());
         let number = self.open_dry_run(request, lines.len());
         for (line, refusal) in &decoded.refused {
-            self.refuse_line(number, *line as usize, refusal_body(refusal));
+            self.refuse_line(number, *line as usize, &refusal_body(refusal));
         }
         let waiters =
             decoded.rows.iter().map(|&line| Waiter::Line { bulk: number, line: line as usize }).collect();
@@ -680,17 +704,18 @@ impl Core {
     fn conclude_dry_run(
         &mut self,
         cycle: &mut Cycle,
-        pending: &Pending,
+        pending: Pending,
         score: &ArrayRef,
         verdicts: Verdicts,
     ) -> Result<()> {
         let table = self.deciders[pending.policy].table(&pending.batch.case(score), &verdicts)?;
-        let writer = &self.writers[&self.policies[pending.policy].decisions];
-        for (row, queue) in pending.waiters.iter().enumerate() {
-            let mut body = Vec::with_capacity(768);
-            writer.write(&mut body, &table, row, Extra { dry_run: true, ..Extra::default() });
-            cycle.finish_all(queue.clone(), body, None);
+        let number = cycle.decided.len();
+        for (row, waiter) in pending.waiters {
+            cycle.finish(waiter, Words::Row { table: number, row }, None);
         }
+        let schema = self.policies[pending.policy].decisions;
+        let extra = Extra { dry_run: true, ..Extra::default() };
+        cycle.decided.push(Decided { schema, table, extra });
         Ok(())
     }
 
@@ -699,7 +724,7 @@ impl Core {
     /// What was answered in the cycle before and told otherwise: known before a retry in this cycle is answered.
     fn recall_told(&mut self, cycle: &mut Cycle) {
         for (handle, tells) in &self.last {
-            if cycle.told.remove(handle) {
+            if !cycle.told.is_empty() && cycle.told.remove(handle) {
                 cycle.tells.extend(tells.iter().cloned());
             }
         }
@@ -710,7 +735,7 @@ impl Core {
         let told = std::mem::take(&mut cycle.told);
         self.tell_bulk(cycle, &told);
         self.tell_pending(cycle, &told);
-        for (waiter, _, tell) in &cycle.finished {
+        for Finished { waiter, tell, .. } in &cycle.finished {
             if let (Waiter::One { handle, repeat: false, .. }, Some(tell)) = (waiter, tell)
                 && told.contains(handle)
             {
@@ -725,19 +750,15 @@ impl Core {
 
     fn tell_pending(&mut self, cycle: &mut Cycle, told: &HashSet<u64>) {
         for pending in self.pending.values_mut().filter(|pending| !pending.dry_run) {
-            for (row, queue) in pending.waiters.iter().enumerate() {
-                let waits = queue.iter().any(|waiter| match waiter {
+            for &(row, ref waiter) in &pending.waiters {
+                let waits = match waiter {
                     Waiter::One { handle, .. } => told.contains(handle),
                     Waiter::Line { bulk, .. } => self.bulk.get(bulk).is_some_and(|bulk| bulk.told),
-                });
+                };
                 if waits && !pending.told[row] {
                     pending.told[row] = true;
-                    let rows = vec![(row, pending.batch.offsets[row])];
-                    cycle.tells.push(Tell {
-                        policy: pending.policy,
-                        events: pending.batch.events.clone(),
-                        rows,
-                    });
+                    let (events, offset) = (pending.batch.events.clone(), pending.batch.offsets[row]);
+                    cycle.tells.push(Tell { policy: pending.policy, events, row, offset });
                 }
             }
         }
@@ -746,23 +767,20 @@ impl Core {
     fn stage_timeouts(&mut self, cycle: &mut Cycle, tell: &Tell) -> Result<()> {
         let about = &self.plan.policies[tell.policy];
         let id = self.plan.topics[self.plan.policy_topic(tell.policy)].id;
-        let rows: UInt32Array = tell.rows.iter().map(|&(row, _)| row as u32).collect::<Vec<_>>().into();
-        let count = rows.len();
-        let ids = take(tell.events.column(id), &rows)?;
-        let constant =
-            |text: &str| -> ArrayRef { Arc::new(StringArray::from_iter_values(vec![text; count])) };
+        let ids = take(tell.events.column(id), &UInt32Array::from(vec![tell.row as u32]))?;
+        let text = |text: &str| -> ArrayRef { Arc::new(StringArray::from_iter_values([text])) };
         let columns = vec![
             ids,
-            Arc::new(Int64Array::from_iter_values(tell.rows.iter().map(|&(_, offset)| offset))) as ArrayRef,
-            constant(&about.fallback),
-            constant(&about.version),
-            constant("deadline"),
+            Arc::new(Int64Array::from(vec![tell.offset])) as ArrayRef,
+            text(&about.fallback),
+            text(&about.version),
+            text("deadline"),
         ];
         let table = RecordBatch::try_new(self.plan.timeouts_schema(tell.policy).arrow(), columns)
             .map_err(|error| Error::invalid(format!("a timeout does not fit its table: {error}")))?;
-        self.hash_again(cycle, tell.policy, &tell.events, tell.rows.iter().map(|&(row, _)| row));
+        self.hash_again(cycle, tell.policy, &tell.events, tell.row..tell.row + 1);
         cycle.sections.push(section(self.policies[tell.policy].timeouts, table));
-        self.stats.timeouts += count as u64;
+        self.stats.timeouts += 1;
         Ok(())
     }
 
@@ -781,19 +799,38 @@ impl Core {
 
     // The commit.
 
-    /// Append what the cycle gathered and sync it; the time of the sync in nanoseconds.
+    /// Append what the cycle gathered, sync it and word what is said of it; the time of the sync in nanoseconds.
     fn commit_cycle(&mut self, cycle: &mut Cycle) -> Result<u64> {
+        let mut worded = std::mem::take(&mut self.worded);
         if cycle.sections.is_empty() && !self.log.has_changes() {
+            self.word(cycle, &mut worded);
+            self.worded = worded;
             return Ok(0);
         }
         let committed = self.log.append(&cycle.sections, cycle.now_us)?;
-        let before = self.clock.monotonic_ns();
-        self.log.sync()?;
-        let took = self.clock.monotonic_ns().saturating_sub(before);
+        let clock = &*self.clock;
+        let sync = move |flush: Flush| {
+            let before = clock.monotonic_ns();
+            (flush.run(), clock.monotonic_ns().saturating_sub(before))
+        };
+        let (flushed, took) = std::thread::scope(|scope| {
+            let flush = self.log.begin_sync();
+            let thread = std::thread::Builder::new().name("log-sync".into());
+            let many = cycle.finished.len() >= WORDED_ASIDE;
+            // Without a thread to be had, as with few answers: one after the other.
+            let syncing = many.then(|| thread.spawn_scoped(scope, move || sync(flush)).ok()).flatten();
+            self.word(cycle, &mut worded);
+            match syncing {
+                Some(syncing) => syncing.join().expect("a sync does not panic"),
+                None => sync(self.log.begin_sync()),
+            }
+        });
+        self.worded = worded;
+        self.log.finish_sync(flushed?)?;
         self.stats.sync_seconds.observe(took as f64 / 1e9);
         self.stats.commits += 1;
-        for &hash in &cycle.hashes {
-            self.ids.insert(hash, committed.address.0, committed.sequence, cycle.now_us);
+        if !cycle.hashes.is_empty() {
+            self.ids.insert_batch(&cycle.hashes, committed.address.0, committed.sequence, cycle.now_us);
         }
         self.ids.flushable(self.log.durable())?;
         if committed.address.segment() != self.segment {
@@ -801,6 +838,20 @@ impl Core {
             self.remove_old(cycle.now_us)?;
         }
         Ok(took)
+    }
+
+    fn word(&self, cycle: &Cycle, worded: &mut Worded) {
+        worded.clear();
+        let tables: Vec<_> =
+            cycle.decided.iter().map(|decided| self.writers[&decided.schema].rows(&decided.table)).collect();
+        for finished in &cycle.finished {
+            match finished.words {
+                Words::Made(ref body) => worded.add(|text| text.extend_from_slice(body)),
+                Words::Row { table, row } => {
+                    worded.add(|text| tables[table].write(text, row, cycle.decided[table].extra));
+                }
+            }
+        }
     }
 
     /// What is older than its retention, as far as no state has to be made from it again. An id is forgotten with its
@@ -817,23 +868,32 @@ impl Core {
 
     fn finish(&mut self, mut cycle: Cycle) -> Vec<Answer> {
         let now = self.clock.monotonic_ns();
+        let worded = std::mem::take(&mut self.worded);
+        let mut text = Vec::with_capacity(worded.bytes() + CLOSING_BYTES * cycle.finished.len());
+        let mut singles = Vec::with_capacity(cycle.finished.len());
         self.last.clear();
-        for (waiter, mut body, tell) in std::mem::take(&mut cycle.finished) {
+        for (Finished { waiter, tell, .. }, open) in cycle.finished.into_iter().zip(worded.bodies()) {
             match waiter {
                 Waiter::One { handle, held_ns, repeat } => {
-                    answer::finish(&mut body, now.saturating_sub(held_ns));
-                    let tells: Vec<Tell> = tell.into_iter().collect();
+                    let start = text.len();
+                    text.extend_from_slice(open);
+                    answer::finish(&mut text, now.saturating_sub(held_ns));
+                    let tells = tell.map_or(Tells::None, Tells::One);
                     self.last.push((handle, tells.clone()));
-                    let flags = if repeat { REPEAT } else { 0 };
-                    cycle.answers.push(Answer { handle, status: 200, body, flags, tells });
+                    singles.push((handle, start..text.len(), if repeat { REPEAT } else { 0 }, tells));
                 }
-                Waiter::Line { bulk, line } => {
-                    let held_ns = self.bulk.get(&bulk).map_or(now, |bulk| bulk.held_ns);
-                    answer::finish(&mut body, now.saturating_sub(held_ns));
-                    self.finish_line(bulk, line, body, tell);
-                }
+                Waiter::Line { bulk, line } => self.finish_line(bulk, line, open, now, tell),
             }
         }
+        self.worded = worded;
+        let text = Arc::new(text);
+        cycle.answers.extend(singles.into_iter().map(|(handle, range, flags, tells)| Answer {
+            handle,
+            status: 200,
+            body: Body::part(&text, range),
+            flags,
+            tells,
+        }));
         self.finish_bulk(&mut cycle.answers);
         cycle.answers
     }
@@ -850,9 +910,9 @@ impl Core {
         let body = error_body(code, message, None);
         match *waiter {
             Waiter::One { handle, .. } => {
-                cycle.answers.push(Answer { handle, status, body, flags: 0, tells: Vec::new() });
+                cycle.answers.push(Answer::plain(handle, status, body));
             }
-            Waiter::Line { bulk, line } => self.refuse_line(bulk, line, body),
+            Waiter::Line { bulk, line } => self.refuse_line(bulk, line, &body),
         }
     }
 
@@ -869,13 +929,7 @@ impl Core {
 
     pub(super) fn full_answer(&self, handle: u64) -> Answer {
         let message = self.stats.full.as_deref().unwrap_or("no space left");
-        Answer {
-            handle,
-            status: 503,
-            body: error_body("disk_full", message, None),
-            flags: 0,
-            tells: Vec::new(),
-        }
+        Answer::plain(handle, 503, error_body("disk_full", message, None))
     }
 
     fn count_decisions(&mut self, policy: usize, verdicts: &Verdicts) {
@@ -890,7 +944,7 @@ impl Core {
 
     fn refresh_stats(&mut self) {
         self.stats.queued = self.bulk_queue.len() as u64;
-        self.stats.pending = self.pending.values().map(|pending| pending.waiters.len() as u64).sum();
+        self.stats.pending = self.pending.values().map(|pending| pending.told.len() as u64).sum();
         self.stats.log_sequence = self.log.last_sequence();
         // Walking what the state holds costs time, and its size changes slowly.
         if self.stats.beat % 64 == 1 {
@@ -916,9 +970,10 @@ impl Cycle {
             sections: Vec::new(),
             staged: HashMap::new(),
             groups: Vec::new(),
-            fresh: HashMap::new(),
+            fresh: HashTable::new(),
             commits: HashMap::new(),
             hashes: Vec::new(),
+            decided: Vec::new(),
             finished: Vec::new(),
             answers: Vec::new(),
             told: told.handles.into_iter().collect(),
@@ -926,30 +981,9 @@ impl Cycle {
         }
     }
 
-    /// What this cycle has decided about an event, before it is in the log.
-    fn decided(&self, policy: usize, offset: i64) -> Option<Vec<u8>> {
-        let about = |tell: &Tell| tell.policy == policy && tell.rows.iter().any(|&(_, each)| each == offset);
-        let found = self.finished.iter().find(|(_, _, tell)| tell.as_ref().is_some_and(about));
-        found.map(|(_, body, _)| body.clone())
-    }
-
-    /// Whether the first who waits for a row has been told the fallback: then the others are told it too.
-    fn told_one_of(&self, queue: &[Waiter]) -> bool {
-        let told = |waiter: &Waiter| match waiter {
-            Waiter::One { handle, repeat: false, .. } => self.told.contains(handle),
-            _ => false,
-        };
-        queue.iter().any(told)
-    }
-
-    /// The same body for everyone who waits for it; only the first has asked for the first time.
-    fn finish_all(&mut self, queue: Vec<Waiter>, body: Vec<u8>, tell: Option<Tell>) {
-        let mut queue = queue.into_iter();
-        let first = queue.next().expect("a row has someone who waits for it");
-        for waiter in queue {
-            self.finished.push((waiter, body.clone(), None));
-        }
-        self.finished.push((first, body, tell));
+    /// Whether a first attempt has been told the fallback: then those who wait with it are told it too.
+    fn told_first(&self, waiter: &Waiter) -> bool {
+        matches!(waiter, Waiter::One { handle, repeat: false, .. } if self.told.contains(handle))
     }
 }
 
@@ -1048,8 +1082,7 @@ fn read_scores(body: &[u8], rows: usize) -> Option<ArrayRef> {
 }
 
 pub(super) fn refused_answer(handle: u64, refusal: &Refusal) -> Answer {
-    let body = refusal_body(refusal);
-    Answer { handle, status: 422, body, flags: 0, tells: Vec::new() }
+    Answer::plain(handle, 422, refusal_body(refusal))
 }
 
 pub(super) fn refusal_body(refusal: &Refusal) -> Vec<u8> {

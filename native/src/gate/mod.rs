@@ -6,7 +6,8 @@
 //! ```
 //!
 //! What arrives while a cycle is in work is the next cycle: batches form by themselves, and there is no timer. The
-//! heart (`Core`) is synchronous and owns no thread, so that a test can drive it call by call.
+//! heart (`Core`) is synchronous and owns no thread, so that a test can drive it call by call; only while it words many
+//! answers another thread syncs.
 
 mod admit;
 mod bulk;
@@ -15,11 +16,13 @@ mod positions;
 mod start;
 mod stats;
 mod thread;
+mod words;
 
 pub use core::{Core, Settings};
 pub use start::Started;
 pub use stats::Stats;
 pub use thread::Gate;
+pub use words::Body;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -81,19 +84,46 @@ pub const MODEL: u8 = 2;
 pub struct Answer {
     pub handle: u64,
     pub status: u16,
-    pub body: Vec<u8>,
+    pub body: Body,
     pub flags: u8,
     /// What to record if the caller was told the fallback before this answer could leave.
-    tells: Vec<Tell>,
+    tells: Tells,
 }
 
-/// Decided events whose caller may be told something else at the deadline.
+impl Answer {
+    /// An answer about which nothing is ever recorded.
+    fn plain(handle: u64, status: u16, body: Vec<u8>) -> Answer {
+        Answer { handle, status, body: body.into(), flags: 0, tells: Tells::None }
+    }
+}
+
+/// A decided event whose caller may be told something else at the deadline.
 #[derive(Clone)]
 struct Tell {
     policy: usize,
     events: Arc<RecordBatch>,
-    /// Row and offset of each.
-    rows: Vec<(usize, i64)>,
+    row: usize,
+    offset: i64,
+}
+
+/// What an answer decided: it carries this, and the core remembers it for one cycle.
+#[derive(Clone, Default)]
+enum Tells {
+    #[default]
+    None,
+    One(Tell),
+    Many(Arc<[Tell]>),
+}
+
+impl Tells {
+    fn iter(&self) -> impl Iterator<Item = &Tell> {
+        let tells = match self {
+            Tells::None => &[],
+            Tells::One(tell) => std::slice::from_ref(tell),
+            Tells::Many(tells) => tells,
+        };
+        tells.iter()
+    }
 }
 
 /// What callers were told at their deadline.

@@ -23,7 +23,7 @@ impl Core {
             }
             Err(message) => (422, error_body("invalid_position", &message, None)),
         };
-        cycle.answers.push(Answer { handle: request.handle, status, body, flags: 0, tells: Vec::new() });
+        cycle.answers.push(Answer::plain(request.handle, status, body));
     }
 
     fn check_position(&self, body: &[u8]) -> Result<Position, String> {

@@ -87,6 +87,7 @@ impl Core {
             pending: BTreeMap::new(),
             next_number: 1,
             last: Vec::new(),
+            worded: Default::default(),
             engine: follower.engine,
             plan,
             clock,

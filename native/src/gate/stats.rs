@@ -8,7 +8,7 @@ pub const BOUNDS: [f64; 14] =
 
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Histogram {
-    pub bounds: Vec<f64>,
+    pub bounds: &'static [f64],
     /// One more than `bounds`: the last is everything above.
     pub counts: Vec<u64>,
     pub sum: f64,
@@ -16,7 +16,7 @@ pub struct Histogram {
 
 impl Histogram {
     pub fn new() -> Histogram {
-        Histogram { bounds: BOUNDS.to_vec(), counts: vec![0; BOUNDS.len() + 1], sum: 0.0 }
+        Histogram { bounds: &BOUNDS, counts: vec![0; BOUNDS.len() + 1], sum: 0.0 }
     }
 
     pub fn observe(&mut self, seconds: f64) {

@@ -93,7 +93,7 @@ impl Gate {
         let mut outbox = lock(&self.shared.outbox);
         let mut inbox = lock(&self.shared.inbox);
         match outbox.iter_mut().find(|answer| answer.handle == handle && answer.flags & MODEL == 0) {
-            Some(answer) => inbox.told.tells.append(&mut answer.tells),
+            Some(answer) => inbox.told.tells.extend(std::mem::take(&mut answer.tells).iter().cloned()),
             None => inbox.told.handles.push(handle),
         }
         self.shared.wake.notify_one();

@@ -21,6 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Address = tuple[str, int]
+Answer = tuple[int, bytes]
+"""A status and a body."""
+Head = tuple[int, int]
+"""A status, and how long the body is."""
 OnAnswer = Callable[[int, int, bytes, float], None]
 """Called with the request's place, the status, the body and the latency in seconds."""
 
@@ -68,14 +72,21 @@ def closed_loop(
     with _Connections(address, connections) as pool:
         start = perf_counter()
         end = start + seconds
+        busy = 0
         for connection, (place, data) in zip(pool, coming, strict=False):
             connection.send(data, place, perf_counter())
-        while pool.busy:
-            for connection, status, body in pool.answers():
+            busy += 1
+        while busy:
+            for connection, event in pool.ready():
+                answer = connection.receive(event)
+                if answer is None:
+                    continue
                 now = perf_counter()
-                record.add(connection, status, body, now)
+                record.add(connection, answer, now)
                 following = next(coming, None) if now < end else None
-                if following is not None:
+                if following is None:
+                    busy -= 1
+                else:
                     connection.send(following[1], following[0], now)
         return record.load(perf_counter() - start)
 
@@ -98,16 +109,18 @@ def open_loop(
     with _Connections(address, connections) as pool:
         idle = deque(pool)
         place, start = 0, perf_counter()
-        while pool.busy or (place < len(requests) and not stopped()):
+        while len(idle) < connections or (place < len(requests) and not stopped()):
             now = perf_counter()
             while idle and place < len(requests) and start + due[place] <= now and not stopped():
                 idle.popleft().send(requests[place], place, start + due[place])
                 place += 1
             waiting = idle and place < len(requests)
             wait = start + due[place] - perf_counter() if waiting else IDLE_SECONDS
-            for connection, status, body in pool.answers(wait):
-                record.add(connection, status, body, perf_counter())
-                idle.append(connection)
+            for connection, event in pool.ready(wait):
+                answer = connection.receive(event)
+                if answer is not None:
+                    record.add(connection, answer, perf_counter())
+                    idle.append(connection)
         return record.load(perf_counter() - start)
 
 
@@ -121,25 +134,30 @@ class _Record:
 
     def __init__(self, on_answer: OnAnswer | None) -> None:
         self._latencies = array("d")
-        self._statuses: Counter[int] = Counter()
+        self._statuses = array("H")
         self._on_answer = on_answer
 
-    def add(self, connection: _Connection, status: int, body: bytes, now: float) -> None:
+    def add(self, connection: _Connection, answer: Answer, now: float) -> None:
+        status, body = answer
         latency = now - connection.since
         self._latencies.append(latency)
-        self._statuses[status] += 1
+        self._statuses.append(status)
         if self._on_answer is not None:
             self._on_answer(connection.place, status, body, latency)
 
     def load(self, seconds: float) -> Load:
-        return Load(np.array(self._latencies), self._statuses, seconds)
+        return Load(np.array(self._latencies), Counter(self._statuses), seconds)
 
 
-RECEIVE_BYTES = 1 << 18
+# What an answer usually fits in: Python makes room for all of it before it receives, and gives back
+# what was not used. The rest of a longer one is received in larger pieces.
+RECEIVE_BYTES = 1 << 13
+RECEIVE_MORE_BYTES = 1 << 18
 # How long a wait may last when nothing is due; the loop looks around after it.
 IDLE_SECONDS = 0.05
 # The kernel may wake a waiter this late. The last stretch before a due time is waited for awake.
 SPIN_SECONDS = 0.000_15
+HEADS_KEPT = 10_000
 
 
 class _Connections:
@@ -147,13 +165,11 @@ class _Connections:
 
     def __init__(self, address: Address, count: int) -> None:
         self._epoll = select.epoll()
-        self._heads: dict[bytes, tuple[int, int]] = {}
         self._by_fd: dict[int, _Connection] = {}
-        self.busy = 0
+        heads: dict[bytes, Head] = {}
         for _ in range(count):
-            connection = _Connection(self, socket.create_connection(address))
+            connection = _Connection(self._epoll, socket.create_connection(address), heads)
             self._by_fd[connection.fd] = connection
-            self._epoll.register(connection.fd, select.EPOLLIN)
 
     def __enter__(self) -> Self:
         return self
@@ -166,48 +182,21 @@ class _Connections:
     def __iter__(self) -> Iterator[_Connection]:
         return iter(self._by_fd.values())
 
-    def answers(self, wait: float | None = None) -> Iterator[tuple[_Connection, int, bytes]]:
-        """The answers that are complete, after waiting at most `wait` seconds for one."""
-        for fd, event in self._ready(wait):
-            connection = self._by_fd[fd]
-            if event & select.EPOLLOUT:
-                connection.send_rest()
-            if event & ~select.EPOLLOUT:
-                answer = connection.receive()
-                if answer is not None:
-                    self.busy -= 1
-                    yield connection, *answer
-
-    def _ready(self, wait: float | None) -> list[tuple[int, int]]:
-        if wait is None:
-            return self._epoll.poll()
+    def ready(self, wait: float | None = None) -> list[tuple[_Connection, int]]:
+        """Connections with their events, after waiting at most `wait` seconds for one."""
         # epoll's own timeout counts in milliseconds; select's, on the epoll, in microseconds.
-        if wait > SPIN_SECONDS:
+        if wait is not None and wait > SPIN_SECONDS:
             select.select([self._epoll], (), (), wait - SPIN_SECONDS)
-        return self._epoll.poll(0)
-
-    def want_to_write(self, connection: _Connection, wanted: bool) -> None:
-        events = select.EPOLLIN | (select.EPOLLOUT if wanted else 0)
-        self._epoll.modify(connection.fd, events)
-
-    def head(self, data: bytes) -> tuple[int, int]:
-        """The status and the length of head and body together; heads repeat, so they are kept."""
-        known = self._heads.get(data)
-        if known is None:
-            if len(self._heads) == HEADS_KEPT:
-                self._heads.clear()
-            known = self._heads[data] = _read_head(data)
-        return known
-
-
-HEADS_KEPT = 10_000
+        by_fd = self._by_fd
+        return [(by_fd[fd], event) for fd, event in self._epoll.poll(-1 if wait is None else 0)]
 
 
 class _Connection:
     """One socket with at most one request on it."""
 
     __slots__ = (
-        "_pool",
+        "_epoll",
+        "_heads",
         "_received",
         "_recv",
         "_send",
@@ -218,10 +207,11 @@ class _Connection:
         "since",
     )
 
-    def __init__(self, pool: _Connections, opened: socket.socket) -> None:
+    def __init__(self, epoll: select.epoll, opened: socket.socket, heads: dict[bytes, Head]) -> None:
         opened.setblocking(False)
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._pool = pool
+        self._epoll = epoll
+        self._heads = heads
         self._socket = opened
         self._recv, self._send = opened.recv, opened.send
         self._received: list[bytes] = []
@@ -229,42 +219,57 @@ class _Connection:
         self.fd = opened.fileno()
         self.place = 0
         self.since = 0.0
+        epoll.register(self.fd, select.EPOLLIN)
 
     def send(self, data: bytes, place: int, since: float) -> None:
         self.place, self.since = place, since
-        self._pool.busy += 1
         sent = self._send(data)
         if sent < len(data):
             self._unsent = memoryview(data)[sent:]
-            self._pool.want_to_write(self, True)
+            self._epoll.modify(self.fd, select.EPOLLIN | select.EPOLLOUT)
 
-    def send_rest(self) -> None:
-        self._unsent = self._unsent[self._send(self._unsent) :]
-        if not self._unsent:
-            self._pool.want_to_write(self, False)
-
-    def receive(self) -> tuple[int, bytes] | None:
+    def receive(self, event: int) -> Answer | None:
         """The status and body, once they are there."""
-        data = self._recv(RECEIVE_BYTES)
+        if event & select.EPOLLOUT:
+            self._send_rest()
+            if event == select.EPOLLOUT:
+                return None
+        data = self._recv(RECEIVE_MORE_BYTES if self._received else RECEIVE_BYTES)
         if not data:
             raise ConnectionError("the server closed a connection")
         if self._received:
             self._received.append(data)
             data = b"".join(self._received)
-        body_start = data.find(b"\r\n\r\n") + 4
-        if body_start >= 4:
-            status, length = self._pool.head(data[:body_start])
-            if len(data) >= body_start + length:
-                self._received = []
-                return status, data[body_start:]
-        self._received = [data]
-        return None
+        start = data.find(b"\r\n\r\n") + 4
+        if start < 4:
+            self._received = [data]
+            return None
+        head = data[:start]
+        status, length = self._heads.get(head) or self._read(head)
+        if len(data) < start + length:
+            self._received = [data]
+            return None
+        if self._received:
+            self._received = []
+        return status, data[start:]
 
     def close(self) -> None:
         self._socket.close()
 
+    def _send_rest(self) -> None:
+        self._unsent = self._unsent[self._send(self._unsent) :]
+        if not self._unsent:
+            self._epoll.modify(self.fd, select.EPOLLIN)
 
-def _read_head(head: bytes) -> tuple[int, int]:
+    def _read(self, head: bytes) -> Head:
+        """The status and length that a head says; heads repeat, so they are kept."""
+        if len(self._heads) == HEADS_KEPT:
+            self._heads.clear()
+        self._heads[head] = known = _read_head(head)
+        return known
+
+
+def _read_head(head: bytes) -> Head:
     lines = head.split(b"\r\n")
     status = int(lines[0].split(b" ", 2)[1])
     for line in lines[1:]:
