@@ -39,6 +39,7 @@ pub(super) struct SeenEvent {
 
 /// A batch that was admitted in this cycle, and what became of its new rows.
 pub(super) struct Group {
+    topic: usize,
     origin: u16,
     batch: RecordBatch,
     pub taken: Taken,
@@ -83,7 +84,8 @@ impl Core {
         let mut candidates = Vec::new();
         self.ids.find_batch(&hashes, &mut candidates)?;
         let group = cycle.groups.len();
-        cycle.groups.push(Group { origin, batch: batch.clone(), taken: Taken::Nothing, places: Vec::new() });
+        let (taken, places) = (Taken::Nothing, Vec::new());
+        cycle.groups.push(Group { topic, origin, batch: batch.clone(), taken, places });
         cycle.fresh.reserve(batch.num_rows(), |fresh| fresh.hash);
         let mut seen = Vec::with_capacity(batch.num_rows());
         let mut next = 0;
@@ -154,14 +156,16 @@ impl Core {
 
 impl Cycle {
     fn seen_now(&self, id: usize, origin: u16, hash: u64, at: (usize, usize)) -> Seen {
-        let Some(&Fresh { group, row, .. }) = self.fresh.find(hash, |fresh| fresh.hash == hash) else {
-            return Seen::New;
+        let Group { topic, batch, .. } = &self.groups[at.0];
+        // The hash alone does not tell: ids of other topics, or other ids of this one, may have the same.
+        let same = |fresh: &Fresh| {
+            let Group { topic: first_topic, batch: first, .. } = &self.groups[fresh.group];
+            fresh.hash == hash
+                && first_topic == topic
+                && same_id(first.column(id), fresh.row, batch.column(id), at.1)
         };
+        let Some(&Fresh { group, row, .. }) = self.fresh.find(hash, same) else { return Seen::New };
         let Group { origin: first_origin, batch: first, .. } = &self.groups[group];
-        let batch = &self.groups[at.0].batch;
-        if !same_id(first.column(id), row, batch.column(id), at.1) {
-            return Seen::New;
-        }
         if *first_origin != origin {
             return other_door();
         }
@@ -176,11 +180,8 @@ impl Cycle {
         }
     }
 
-    /// Of ids with one hash only the first is remembered.
     fn see(&mut self, fresh: Fresh) {
-        if self.fresh.find(fresh.hash, |seen| seen.hash == fresh.hash).is_none() {
-            self.fresh.insert_unique(fresh.hash, fresh, |seen| seen.hash);
-        }
+        self.fresh.insert_unique(fresh.hash, fresh, |seen| seen.hash);
     }
 }
 

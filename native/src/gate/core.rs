@@ -187,12 +187,14 @@ impl Core {
         Ok(answers)
     }
 
-    /// What is done between cycles: the log's retention is looked after once a minute, whether it grows or not.
+    /// What is done between cycles, once a minute: the log's retention is looked after, whether it grows or not, and
+    /// the state's size is measured, which after the last of many cycles is not what it was.
     pub fn tend(&mut self) -> Result<()> {
         let now_us = self.clock.now_us();
         if now_us.saturating_sub(self.tended_us) >= TEND_US {
             self.tended_us = now_us;
             self.remove_old(now_us)?;
+            self.measure_state();
         }
         Ok(())
     }

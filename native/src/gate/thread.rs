@@ -156,6 +156,7 @@ fn cycles(core: &mut Core, shared: &Shared) -> Result<()> {
                 return Ok(());
             }
             core.tend()?;
+            *lock(&shared.stats) = core.stats.clone();
             continue;
         }
         let answers = core.step(requests, told)?;
