@@ -205,7 +205,7 @@ class LogHistory:
 
 
 def _integers(times: pa.Array) -> np.ndarray[Any, Any]:
-    """Times as integers of their unit. `to_numpy` would import pandas where it is there, for longer than a file takes."""
+    """Times as integers of their unit. `to_numpy` would import pandas, which takes longer than the file."""
     import numpy as np
 
     return np.from_dlpack(times.view("int64"))
