@@ -180,3 +180,36 @@ def test_the_fallback_for_overload_is_not_recorded_and_its_retry_is_a_first_atte
     assert answers[101][0] == 404
     assert testing.MODEL in [flags for _, flags in answers.values()]
     assert not any(flags & testing.REPEAT for _, flags in answers.values())
+
+
+def scores_of(service: testing.Service) -> list[Any]:
+    """The stuck model's answers, as requests to the gate."""
+    waiting, service._unscored = service._unscored, []
+    return [(number, testing.SCORES, number, service._score(model, rows), 0) for number, model, rows in waiting]
+
+
+def retry_of(handle: int) -> Any:
+    return (handle, testing.DECIDE, 0, json.dumps(PAYMENT).encode(), 0)
+
+
+@pytest.mark.parametrize("first", ["scores", "retry"])
+def test_a_retry_in_the_cycle_of_its_models_answer_is_told_the_decision(tmp_path: Path, first: str) -> None:
+    with testing.run(build(tmp_path), now=NOON) as service:
+        take(service, "decide")
+        scores = scores_of(service)
+        requests = [*scores, retry_of(77)] if first == "scores" else [retry_of(77), *scores]
+        answers = {handle: (status, json.loads(body)) for handle, status, body, _ in service._step(requests)}
+        assert [status for status, _ in answers.values()] == [200, 200]
+        assert answers[77][1]["outcome"] == answers[service._decided][1]["outcome"] == "decline"
+
+
+def test_a_retry_waiting_with_its_first_is_told_the_fallback_that_the_first_was_told(tmp_path: Path) -> None:
+    with testing.run(build(tmp_path), now=NOON) as service:
+        take(service, "decide")
+        first = service._decided
+        service._step([retry_of(77)])
+        service._told.append(first)
+        answers = {handle: json.loads(body) for handle, _, body, _ in service._step(scores_of(service))}
+        assert answers[77]["timed_out"]
+        assert service.look_up("authorise", "p1")["late_decision"]["outcome"] == "decline"
+        assert service.decide("authorise", PAYMENT)["timed_out"]

@@ -153,6 +153,7 @@ impl Core {
         self.recall_told(&mut cycle);
         let mut decides: Vec<Vec<Request>> = Vec::new();
         decides.resize_with(self.plan.policies.len(), Vec::new);
+        let mut scores = Vec::new();
         for request in requests {
             match request.kind {
                 Kind::Decide if self.stats.full.is_some() => {
@@ -161,7 +162,7 @@ impl Core {
                 Kind::Decide => decides[request.target].push(request),
                 Kind::Lookup => self.look_up(&mut cycle, request)?,
                 Kind::DryRun | Kind::DryRunMany => self.dry_run(&mut cycle, request)?,
-                Kind::Scores => self.take_scores(&mut cycle, request)?,
+                Kind::Scores => scores.push(request),
                 _ if self.stats.full.is_some() => cycle.answers.push(self.full_answer(request.handle)),
                 Kind::Position => self.note_position(&mut cycle, request),
                 _ => self.queue_bulk(&mut cycle, request)?,
@@ -179,6 +180,10 @@ impl Core {
         }
         self.bulk_turn = waiting;
         self.stage_tells(&mut cycle)?;
+        // Last, so that a retry in this cycle still finds its first attempt waiting, and who was told is known.
+        for request in scores {
+            self.take_scores(&mut cycle, request)?;
+        }
         let synced = self.commit_cycle(&mut cycle)?;
         let answers = self.finish(cycle);
         let took = self.clock.monotonic_ns().saturating_sub(started);
@@ -861,7 +866,8 @@ impl Core {
     fn remove_old(&mut self, now_us: i64) -> Result<()> {
         let oldest_snapshot = snapshot::list(self.disk.as_ref())?.first().copied();
         if let Some(sequence) = oldest_snapshot.filter(|&sequence| sequence >= self.trim_from) {
-            self.log.trim(now_us, sequence + 1)?;
+            // The segment with the snapshot's own commit stays: reading goes on from there.
+            self.log.trim(now_us, sequence)?;
         }
         let retain_us = self.plan.topics.iter().map(|topic| topic.retain_us).max().unwrap_or(0);
         self.ids.expire(now_us.saturating_sub(retain_us))?;
