@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from processes import Service, running
+from processes import DECIDE, Service, payment, running
 
 LIMIT = str(1 << 20)
 
@@ -74,3 +74,18 @@ def test_tail_with_a_consumer_goes_on_beside_a_service_and_without_one(tmp_path:
         answer = service.call("POST", "/v1/positions", b'{"consumer": "lake", "topic": "payments", "offset": 6}')
         assert (answer.status, answer.json()["error"]["code"]) == (422, "invalid_position")
         assert tail(service.port) == []
+
+
+def test_a_damaged_commit_costs_who_asks_for_it_and_nobody_else(tmp_path: Path) -> None:
+    with running(tmp_path / "data") as service:
+        service.decide(payment(1))
+        segment = next((tmp_path / "data" / "log").glob("*.segment"))
+        place = segment.read_bytes().rindex(b"p1")
+        with segment.open("r+b") as file:
+            file.seek(place)
+            file.write(b"q")
+        retry = service.call("POST", DECIDE, json.dumps(payment(1)).encode())
+        for answer in (service.call("GET", "/v1/decisions/authorise/p1"), retry):
+            assert (answer.status, answer.code) == (500, "log_damaged")
+            assert segment.name in answer.json()["error"]["message"]
+        assert service.decide(payment(2))["offset"] == 1

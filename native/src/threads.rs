@@ -16,7 +16,9 @@ pub fn side_by_side<T: Send, R: Send>(items: Vec<T>, threads: usize, work: impl 
     let take = || waiting.lock().expect("taking an item does not panic").next();
     let run = || std::iter::from_fn(take).map(|(place, item)| (place, work(item))).collect::<Vec<_>>();
     std::thread::scope(|scope| {
-        let others: Vec<_> = (1..workers).map(|_| scope.spawn(run)).collect();
+        // Where no thread is to be had, the caller does the rest.
+        let spawn = |_| std::thread::Builder::new().spawn_scoped(scope, run).ok();
+        let others: Vec<_> = (1..workers).filter_map(spawn).collect();
         let mut done = run();
         for other in others {
             done.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));

@@ -213,3 +213,58 @@ def test_a_retry_waiting_with_its_first_is_told_the_fallback_that_the_first_was_
         assert answers[77]["timed_out"]
         assert service.look_up("authorise", "p1")["late_decision"]["outcome"] == "decline"
         assert service.decide("authorise", PAYMENT)["timed_out"]
+
+
+# More than the sections that one commit can have.
+MANY = 70_000
+
+
+def decide_many(service: testing.Service) -> int:
+    """A body of many payments, whose model is stuck: its handle."""
+    service.models_stuck = True
+    line = b'{"payment_id":"p%d","card":"c1","amount":"1.00","paid_at":"2026-11-01T12:00:00Z"}'
+    body = b"\n".join(line % place for place in range(MANY))
+    with pytest.raises(testing.NoAnswer):
+        service._call(testing.DECIDE_MANY, 0, body)
+    return service._handle
+
+
+def test_more_undecided_events_than_a_commit_has_sections_are_closed_at_start(tmp_path: Path) -> None:
+    with testing.run(build(tmp_path), now=NOON) as service:
+        decide_many(service)
+        service.crash()
+        assert service.started["undecided"] == MANY
+        for place in (0, MANY - 1):
+            found = service.look_up("authorise", f"p{place}")
+            assert (found["outcome"], found["cause"], found["offset"]) == ("review", "restart", place)
+        service.crash()
+        assert service.started["undecided"] == 0
+
+
+def test_more_callers_than_a_commit_has_sections_are_told_the_fallback(tmp_path: Path) -> None:
+    with testing.run(build(tmp_path), now=NOON) as service:
+        handle = decide_many(service)
+        service._told.append(handle)
+        service._step([])
+        for place in (0, MANY - 1):
+            assert service.look_up("authorise", f"p{place}")["timed_out"]
+        service._step(scores_of(service))
+        assert service.look_up("authorise", f"p{MANY - 1}")["late_decision"]["outcome"] == "approve"
+
+
+def test_a_late_event_is_late_in_what_a_restart_says_of_it(tmp_path: Path) -> None:
+    with testing.run(build(tmp_path), now=NOON) as service:
+        service.append("payments", [{**PAYMENT, "payment_id": "newest"}])
+        service.models_stuck = True
+        with pytest.raises(testing.NoAnswer):
+            service.decide("authorise", {**PAYMENT, "paid_at": "2026-11-01T10:00:00Z"})
+        service.crash()
+        found = service.look_up("authorise", "p1")
+        assert (found["cause"], found["late"]) == ("restart", True)
+
+
+def test_what_was_told_is_shown_to_who_asks_in_the_same_cycle(tmp_path: Path) -> None:
+    with testing.run(build(tmp_path), now=NOON) as service:
+        take(service, "decide")
+        service._told.append(service._decided)
+        assert service.look_up("authorise", "p1")["timed_out"]

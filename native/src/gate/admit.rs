@@ -11,7 +11,7 @@ use arrow_schema::DataType;
 use super::core::{Core, Cycle};
 use crate::decode::content_equal;
 use crate::engine::event_times;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::follower::as_defined;
 use crate::ids;
 use crate::log::{Address, Commit};
@@ -97,9 +97,13 @@ impl Core {
             // What retention has removed is forgotten with it, whatever the index still knows.
             let kept = candidates[first..next].iter().map(|&(_, address)| address);
             let addresses: Vec<u64> = kept.filter(|&address| self.log.keeps(Address(address))).collect();
-            let judged = match self.seen_before(cycle, topic, origin, batch, row, &addresses)? {
-                Some(judged) => judged,
-                None => ahead(about, cycle.now_us, time)
+            let judged = match self.seen_before(cycle, topic, origin, batch, row, &addresses) {
+                Ok(Some(judged)) => judged,
+                Err(error @ (Error::Damaged { .. } | Error::Io { .. })) => {
+                    Seen::Refused(500, "log_damaged", error.to_string())
+                }
+                Err(error) => return Err(error),
+                Ok(None) => ahead(about, cycle.now_us, time)
                     .unwrap_or_else(|| cycle.seen_now(about.id, origin, hashes[row], (group, row))),
             };
             if matches!(judged, Seen::New) {

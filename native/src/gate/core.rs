@@ -43,6 +43,8 @@ pub struct Settings {
 }
 
 /// How often `tend` has something to do.
+/// What a timeout takes in the log beside a text of an id, about.
+const TIMEOUT_BYTES: usize = 64;
 pub const TEND_US: i64 = 60_000_000;
 
 /// What a policy keeps in the log beside its topic's events.
@@ -81,6 +83,10 @@ pub struct Core {
     pub(super) bulk_queue: VecDeque<u64>,
     pub(super) bulk_turn: bool,
     pub(super) pending: BTreeMap<u64, Pending>,
+    /// Models' answers that are to be taken.
+    pub(super) scored: VecDeque<Request>,
+    /// By policy and offset: who was told the fallback, and it is not in the log yet.
+    pub(super) untold: BTreeMap<(usize, i64), Tell>,
     pub(super) next_number: u64,
     /// The answers of the cycle before: their callers may have been told the fallback while it ran.
     pub(super) last: Vec<(u64, Tells)>,
@@ -139,7 +145,7 @@ pub(super) struct Cycle {
 impl Core {
     /// Whether `step` has work left that no new request has to bring.
     pub fn busy(&self) -> bool {
-        !self.bulk_queue.is_empty()
+        !self.bulk_queue.is_empty() || !self.untold.is_empty() || !self.scored.is_empty()
     }
 
     /// One cycle.
@@ -153,16 +159,16 @@ impl Core {
         self.recall_told(&mut cycle);
         let mut decides: Vec<Vec<Request>> = Vec::new();
         decides.resize_with(self.plan.policies.len(), Vec::new);
-        let mut scores = Vec::new();
+        let mut lookups = Vec::new();
         for request in requests {
             match request.kind {
                 Kind::Decide if self.stats.full.is_some() => {
                     cycle.answers.push(self.full_answer(request.handle))
                 }
                 Kind::Decide => decides[request.target].push(request),
-                Kind::Lookup => self.look_up(&mut cycle, request)?,
+                Kind::Lookup => lookups.push(request),
                 Kind::DryRun | Kind::DryRunMany => self.dry_run(&mut cycle, request)?,
-                Kind::Scores => scores.push(request),
+                Kind::Scores => self.scored.push_back(request),
                 _ if self.stats.full.is_some() => cycle.answers.push(self.full_answer(request.handle)),
                 Kind::Position => self.note_position(&mut cycle, request),
                 _ => self.queue_bulk(&mut cycle, request)?,
@@ -180,11 +186,18 @@ impl Core {
         }
         self.bulk_turn = waiting;
         self.stage_tells(&mut cycle)?;
-        // Last, so that a retry in this cycle still finds its first attempt waiting, and who was told is known.
-        for request in scores {
+        // Last, so that a retry in this cycle still finds its first attempt waiting, and who was told is known; and no
+        // more than about a commit of them.
+        while cycle.decided_bytes() < self.settings.commit_bytes
+            && let Some(request) = self.scored.pop_front()
+        {
             self.take_scores(&mut cycle, request)?;
         }
         let synced = self.commit_cycle(&mut cycle)?;
+        // After the commit: who asks now is shown what was told and decided until now.
+        for request in lookups {
+            self.look_up(&mut cycle, request)?;
+        }
         let answers = self.finish(cycle);
         let took = self.clock.monotonic_ns().saturating_sub(started);
         self.stats.core_seconds.observe(took.saturating_sub(synced) as f64 / 1e9);
@@ -196,6 +209,10 @@ impl Core {
     /// the state's size is measured, which after the last of many cycles is not what it was.
     pub fn tend(&mut self) -> Result<()> {
         let now_us = self.clock.now_us();
+        if self.stats.full.is_some() {
+            // Who is told that the disk is full may send nothing more: that there is space again is seen without it.
+            self.stats.full = self.room(&[]);
+        }
         if now_us.saturating_sub(self.tended_us) >= TEND_US {
             self.tended_us = now_us;
             self.remove_old(now_us)?;
@@ -458,9 +475,17 @@ impl Core {
     /// Answer a retry as the first attempt was answered, or let it wait with the first.
     fn repeat(&mut self, cycle: &mut Cycle, policy: usize, event: &SeenEvent, waiter: Waiter) -> Result<()> {
         self.stats.repeats += 1;
-        if let Some(body) = self.first_answer(cycle, policy, event)? {
-            cycle.finish(waiter, Words::Made(body), None);
-            return Ok(());
+        match self.first_answer(cycle, policy, event) {
+            Ok(None) => {}
+            Ok(Some(body)) => {
+                cycle.finish(waiter, Words::Made(body), None);
+                return Ok(());
+            }
+            Err(error) => {
+                let (status, body) = unreadable(error)?;
+                self.refuse_with(cycle, &waiter, status, body);
+                return Ok(());
+            }
         }
         for pending in
             self.pending.values_mut().filter(|pending| pending.policy == policy && !pending.dry_run)
@@ -503,6 +528,9 @@ impl Core {
     }
 
     fn told_body(&self, cycle: &mut Cycle, policy: usize, event: &SeenEvent) -> Result<Option<Vec<u8>>> {
+        if let Some(tell) = self.untold.get(&(policy, event.offset)) {
+            return Ok(Some(fallback_body(&self.plan, policy, &tell.events, tell.row)));
+        }
         let topic = &self.policies[policy].timeouts_topic;
         let Some((_, table, row)) = self.find_row(cycle, topic, 1, event)? else { return Ok(None) };
         let text = |column: usize| table.column(column).as_string::<i32>().value(row);
@@ -561,9 +589,10 @@ impl Core {
 
     fn look_up(&mut self, cycle: &mut Cycle, request: Request) -> Result<()> {
         let policy = request.target;
-        let (status, body) = match self.find_decision(cycle, policy, &request.body)? {
-            Some(found) => found,
-            None => (404, error_body("not_found", "no decision of this policy has this id", None)),
+        let (status, body) = match self.find_decision(cycle, policy, &request.body) {
+            Ok(Some(found)) => found,
+            Ok(None) => (404, error_body("not_found", "no decision of this policy has this id", None)),
+            Err(error) => unreadable(error)?,
         };
         cycle.answers.push(Answer::plain(request.handle, status, body));
         Ok(())
@@ -749,10 +778,17 @@ impl Core {
                 cycle.tells.push(tell.clone());
             }
         }
-        for tell in std::mem::take(&mut cycle.tells) {
-            self.stage_timeouts(cycle, &tell)?;
+        let tells = std::mem::take(&mut cycle.tells);
+        self.untold.extend(tells.into_iter().map(|tell| ((tell.policy, tell.offset), tell)));
+        // As many as a commit takes; the rest is the next cycles' work.
+        let (mut taken, mut bytes) = (Vec::new(), 0);
+        while bytes < self.settings.commit_bytes
+            && let Some((_, tell)) = self.untold.pop_first()
+        {
+            bytes += self.timeout_bytes(&tell);
+            taken.push(tell);
         }
-        Ok(())
+        (0..self.plan.policies.len()).try_for_each(|policy| self.stage_timeouts(cycle, policy, &taken))
     }
 
     fn tell_pending(&mut self, cycle: &mut Cycle, told: &HashSet<u64>) {
@@ -771,23 +807,46 @@ impl Core {
         }
     }
 
-    fn stage_timeouts(&mut self, cycle: &mut Cycle, tell: &Tell) -> Result<()> {
-        let about = &self.plan.policies[tell.policy];
-        let id = self.plan.topics[self.plan.policy_topic(tell.policy)].id;
-        let ids = take(tell.events.column(id), &UInt32Array::from(vec![tell.row as u32]))?;
-        let text = |text: &str| -> ArrayRef { Arc::new(StringArray::from_iter_values([text])) };
+    fn timeout_bytes(&self, tell: &Tell) -> usize {
+        let id = tell.events.column(self.plan.topics[self.plan.policy_topic(tell.policy)].id);
+        let text = id.as_string_opt::<i32>().map_or(8, |ids| ids.value_length(tell.row) as usize);
+        text + TIMEOUT_BYTES
+    }
+
+    /// One table, however many were told: a commit's sections are limited.
+    fn stage_timeouts(&mut self, cycle: &mut Cycle, policy: usize, tells: &[Tell]) -> Result<()> {
+        let tells: Vec<&Tell> = tells.iter().filter(|tell| tell.policy == policy).collect();
+        if tells.is_empty() {
+            return Ok(());
+        }
+        let about = &self.plan.policies[policy];
+        let id = self.plan.topics[self.plan.policy_topic(policy)].id;
+        let mut ids = Vec::new();
+        for tells in tells.chunk_by(|a, b| Arc::ptr_eq(&a.events, &b.events)) {
+            let (events, rows) = (&tells[0].events, tells.iter().map(|tell| tell.row));
+            ids.push(take(
+                events.column(id),
+                &UInt32Array::from_iter_values(rows.clone().map(|row| row as u32)),
+            )?);
+            self.hash_again(cycle, policy, events, rows);
+        }
+        let ids: Vec<_> = ids.iter().map(AsRef::as_ref).collect();
+        let ids = arrow_select::concat::concat(&ids)
+            .map_err(|error| Error::invalid(format!("timeouts do not join: {error}")))?;
+        let text = |text: &str| -> ArrayRef {
+            Arc::new(StringArray::from_iter_values(std::iter::repeat_n(text, tells.len())))
+        };
         let columns = vec![
             ids,
-            Arc::new(Int64Array::from(vec![tell.offset])) as ArrayRef,
+            Arc::new(Int64Array::from_iter_values(tells.iter().map(|tell| tell.offset))) as ArrayRef,
             text(&about.fallback),
             text(&about.version),
             text("deadline"),
         ];
-        let table = RecordBatch::try_new(self.plan.timeouts_schema(tell.policy).arrow(), columns)
+        let table = RecordBatch::try_new(self.plan.timeouts_schema(policy).arrow(), columns)
             .map_err(|error| Error::invalid(format!("a timeout does not fit its table: {error}")))?;
-        self.hash_again(cycle, tell.policy, &tell.events, tell.row..tell.row + 1);
-        cycle.sections.push(section(self.policies[tell.policy].timeouts, table));
-        self.stats.timeouts += 1;
+        cycle.sections.push(section(self.policies[policy].timeouts, table));
+        self.stats.timeouts += tells.len() as u64;
         Ok(())
     }
 
@@ -837,9 +896,12 @@ impl Core {
         self.stats.sync_seconds.observe(took as f64 / 1e9);
         self.stats.commits += 1;
         if !cycle.hashes.is_empty() {
+            // An event and what was decided or told of it may be of one commit: one entry leads to it.
+            cycle.hashes.sort_unstable();
+            cycle.hashes.dedup();
             self.ids.insert_batch(&cycle.hashes, committed.address.0, committed.sequence, cycle.now_us);
         }
-        self.ids.flushable(self.log.durable())?;
+        when_there_is_room(self.ids.flushable(self.log.durable()))?;
         if committed.address.segment() != self.segment {
             self.segment = committed.address.segment();
             self.remove_old(cycle.now_us)?;
@@ -915,7 +977,10 @@ impl Core {
         code: &str,
         message: &str,
     ) {
-        let body = error_body(code, message, None);
+        self.refuse_with(cycle, waiter, status, error_body(code, message, None));
+    }
+
+    fn refuse_with(&mut self, cycle: &mut Cycle, waiter: &Waiter, status: u16, body: Vec<u8>) {
         match *waiter {
             Waiter::One { handle, .. } => {
                 cycle.answers.push(Answer::plain(handle, status, body));
@@ -971,6 +1036,24 @@ impl Core {
     }
 }
 
+/// The answer to one caller whose event or decision cannot be read any more. Any other error is everybody's.
+fn unreadable(error: Error) -> Result<(u16, Vec<u8>)> {
+    match error {
+        Error::Damaged { .. } | Error::Io { .. } => {
+            Ok((500, error_body("log_damaged", &error.to_string(), None)))
+        }
+        other => Err(other),
+    }
+}
+
+/// Files of ids that have no room are tried again; until then the ids stay in memory.
+pub(super) fn when_there_is_room(flushed: Result<()>) -> Result<()> {
+    match flushed {
+        Err(Error::Full { .. }) => Ok(()),
+        other => other,
+    }
+}
+
 impl Cycle {
     fn new(now_us: i64, told: Told) -> Cycle {
         Cycle {
@@ -990,6 +1073,10 @@ impl Cycle {
     }
 
     /// Whether a first attempt has been told the fallback: then those who wait with it are told it too.
+    fn decided_bytes(&self) -> usize {
+        self.decided.iter().map(|decided| decided.table.get_array_memory_size()).sum()
+    }
+
     fn told_first(&self, waiter: &Waiter) -> bool {
         matches!(waiter, Waiter::One { handle, repeat: false, .. } if self.told.contains(handle))
     }

@@ -3,14 +3,17 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
+use arrow_array::UInt32Array;
+use arrow_select::take::take_record_batch;
+
 use super::Clock;
 use super::admit::id_hashes;
-use super::core::{Core, PolicyLog, Settings, decision_writer, section};
+use super::core::{Core, PolicyLog, Settings, decision_writer, section, when_there_is_room};
 use super::stats::Stats;
 use crate::decide::{Case, Decider, no_score};
 use crate::decode::Decoder;
 use crate::disk::Disk;
-use crate::engine::null_columns;
+use crate::engine::{LATE, null_columns};
 use crate::error::{Error, Result};
 use crate::follower::{Follower, Incomplete, Progress, as_defined};
 use crate::ids::{self, Ids};
@@ -85,6 +88,8 @@ impl Core {
             bulk_queue: VecDeque::new(),
             bulk_turn: false,
             pending: BTreeMap::new(),
+            scored: VecDeque::new(),
+            untold: BTreeMap::new(),
             next_number: 1,
             last: Vec::new(),
             worded: Default::default(),
@@ -107,26 +112,23 @@ impl Core {
         Ok((core, started))
     }
 
-    /// An event whose decision is not in the log gets the fallback, cause `restart`.
+    /// An event whose decision is not in the log gets the fallback, cause `restart`; a commit of them for each of theirs.
     fn close_open_decisions(&mut self, undecided: &crate::follower::Undecided) -> Result<()> {
-        let mut commits: BTreeMap<u64, Vec<(usize, i64)>> = BTreeMap::new();
+        let mut open: BTreeMap<u64, BTreeMap<usize, Vec<i64>>> = BTreeMap::new();
         for (&(policy, offset), &address) in undecided {
-            commits.entry(address).or_default().push((policy, offset));
+            open.entry(address).or_default().entry(policy).or_default().push(offset);
         }
-        let now_us = self.clock.now_us();
-        let (mut sections, mut hashes) = (Vec::new(), Vec::new());
-        for (address, events) in commits {
+        for (address, policies) in open {
             let commit = self.log.read(Address(address))?;
-            for (policy, offset) in events {
-                self.close_open_decision(&commit, policy, offset, &mut sections, &mut hashes)?;
+            let (mut sections, mut hashes) = (Vec::new(), Vec::new());
+            for (policy, offsets) in policies {
+                self.close_open_decision(&commit, policy, &offsets, &mut sections, &mut hashes)?;
             }
+            let now_us = self.clock.now_us();
+            let committed = self.log.append(&sections, now_us)?;
+            self.log.sync()?;
+            self.ids.insert_batch(&hashes, committed.address.0, committed.sequence, now_us);
         }
-        if sections.is_empty() {
-            return Ok(());
-        }
-        let committed = self.log.append(&sections, now_us)?;
-        self.log.sync()?;
-        self.ids.insert_batch(&hashes, committed.address.0, committed.sequence, now_us);
         Ok(())
     }
 
@@ -134,27 +136,35 @@ impl Core {
         &self,
         commit: &Commit,
         policy: usize,
-        offset: i64,
+        offsets: &[i64],
         sections: &mut Vec<log::Section>,
         hashes: &mut Vec<u64>,
     ) -> Result<()> {
         let topic = self.plan.policy_topic(policy);
         let about = &self.plan.topics[topic];
         for stored in commit.sections.iter().filter(|section| *section.topic == *about.name) {
-            let row = offset - stored.base_offset as i64;
-            if !(0..stored.rows as i64).contains(&row) {
+            let places = 0..stored.rows as i64;
+            let row = |offset: &i64| offset - stored.base_offset as i64;
+            let offsets: Vec<i64> =
+                offsets.iter().copied().filter(|offset| places.contains(&row(offset))).collect();
+            if offsets.is_empty() {
                 continue;
             }
-            let events = as_defined(&self.plan, topic, &stored.batch()?)?.slice(row as usize, 1);
+            let rows: Vec<u32> = offsets.iter().map(|offset| row(offset) as u32).collect();
+            let late = |row: &u32| stored.marks.as_deref().map_or(0, |marks| marks[*row as usize] & LATE);
+            let marks: Vec<u8> = rows.iter().map(late).collect();
+            let events = as_defined(&self.plan, topic, &stored.batch()?)?;
+            let events = take_record_batch(&events, &UInt32Array::from(rows))
+                .map_err(|error| Error::invalid(format!("could not take events: {error}")))?;
             let columns = &self.plan.features[self.plan.policies[policy].features].columns;
             let case = Case {
                 events: &events,
-                features: &null_columns(columns, 1),
-                score: &no_score(1),
-                marks: &[0],
-                offsets: &[offset],
+                features: &null_columns(columns, offsets.len()),
+                score: &no_score(offsets.len()),
+                marks: &marks,
+                offsets: &offsets,
             };
-            let verdicts = self.deciders[policy].fall_back(1, "restart")?;
+            let verdicts = self.deciders[policy].fall_back(offsets.len(), "restart")?;
             let table = self.deciders[policy].table(&case, &verdicts)?;
             sections.push(section(self.policies[policy].decisions, table));
             hashes.extend(id_hashes(about, events.column(about.id)));
@@ -199,7 +209,7 @@ impl Inserter<'_> {
         hashes.sort_unstable();
         hashes.dedup();
         ids.insert_batch(&hashes, commit.address.0, commit.sequence, commit.time_us);
-        ids.flushable(commit.sequence)
+        when_there_is_room(ids.flushable(commit.sequence))
     }
 
     /// Whose ids a log topic holds, and in which column: events, decisions and timeouts are all found by the event's id.
