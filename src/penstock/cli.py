@@ -35,6 +35,10 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        place = f" {error.filename}" if error.filename else ""
+        click.echo(f"error: could not use{place}: {error.strerror or error}", err=True)
+        sys.exit(1)
     finally:
         # Nor is it looked through at the end, for another tenth of a second.
         gc.freeze()
@@ -124,8 +128,10 @@ def topics_command(as_json: bool, **options: Any) -> None:
 @commands.command("tail")
 @click.argument("topic")
 @settings_options("data", "host", "port")
-@click.option("-n", "--lines", default=10, show_default=True, help="How many of the newest rows.")
-@click.option("--offset", type=int, help="From this offset on instead.")
+@click.option(
+    "-n", "--lines", type=click.IntRange(min=0), default=10, show_default=True, help="How many of the newest rows."
+)
+@click.option("--offset", type=click.IntRange(min=0), help="From this offset on instead.")
 @click.option("-f", "--follow", is_flag=True, help="Go on as rows arrive.")
 @click.option("--consumer", "name", help="Go on where this consumer stopped, and remember where it stops.")
 def tail_command(topic: str, lines: int, offset: int | None, follow: bool, name: str | None, **options: Any) -> None:

@@ -498,3 +498,23 @@ def test_a_replay_of_a_log_is_in_its_own_order(tmp_path: Path) -> None:
 def test_a_replay_that_cannot_be_meant_says_so(tmp_path: Path, arguments: list[str], message: str) -> None:
     (tmp_path / "history.csv").write_text("payment_id,card,amount,paid_at\na,c,1,2026-11-01\n")
     assert message in fail("replay", FIRST, *arguments, cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("payments.parquet", "replay would write over what it reads"),
+        ("decided.csv", "replay writes Parquet, not decided.csv"),
+    ],
+)
+def test_a_target_that_would_harm_is_refused(tmp_path: Path, target: str, words: str) -> None:
+    source = tmp_path / "payments.parquet"
+    source.write_bytes(b"the only copy")
+    assert words in fail("replay", FIRST, "--from", source, "--to", tmp_path / target)
+    assert source.read_bytes() == b"the only copy"
+
+
+def test_a_folder_that_is_not_there_is_an_error_in_words(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("no folder")
+    assert "could not use" in fail("run", FIRST, "--data", file)

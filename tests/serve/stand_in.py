@@ -44,6 +44,7 @@ class StandIn:
     failed: str | None = None
 
     def __post_init__(self) -> None:
+        self._submitted = 0
         self._queue: queue.SimpleQueue[list[Request] | None] = queue.SimpleQueue()
         self._ready: queue.SimpleQueue[Answer] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -59,6 +60,7 @@ class StandIn:
         self._check("submit")
         assert requests, "nothing is submitted only when there is something"
         self.batches.append(len(requests))
+        self._submitted += len(requests)
         self._queue.put(requests)
 
     def take(self) -> list[Answer]:
@@ -86,7 +88,7 @@ class StandIn:
         return json.dumps(
             {
                 "beat": self.beat,
-                "queued": self._queue.qsize(),
+                "queued": self._submitted - len(self.requests),
                 "state_bytes": self.state_bytes,
                 "state_bytes_max": 1_000,
                 "full": self.full,

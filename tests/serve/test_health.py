@@ -52,6 +52,15 @@ def test_a_gate_that_is_slow_and_moves_is_ready(core: StandIn) -> None:
         core.stuck.clear()
 
 
+def test_a_gate_whose_requests_wait_for_a_model_does_not_stand_still(core: StandIn) -> None:
+    core.script = lambda request: None
+    with running(core, stuck_s=0.2) as door:
+        door.client().send(post(DECIDE))
+        eventually(lambda: bool(core.requests))
+        time.sleep(0.5)
+        assert door.ask(get("/readyz")).status == 200
+
+
 def test_the_state_warns_before_it_is_full(core: StandIn) -> None:
     with running(core) as door:
         core.state_bytes = 799
@@ -60,8 +69,8 @@ def test_the_state_warns_before_it_is_full(core: StandIn) -> None:
         assert door.ask(get("/readyz")).json["warnings"] == ["the state is 80% full"]
         core.state_bytes = 1_000
         answer = door.ask(get("/readyz"))
-        assert answer.status == 503
-        assert "the state is full" in answer.json["error"]["message"]
+        assert answer.status == 200  # known keys go on
+        assert answer.json["warnings"] == ["the state is full: new keys get the fallback"]
         assert b"penstock_state_warning 1\n" in door.ask(get("/metrics")).body
 
 

@@ -400,7 +400,9 @@ impl Core {
 
     /// Where the state has reached its limit, the rows with a key that it does not know.
     fn stateless(&mut self, topic: usize, events: &RecordBatch) -> Option<Vec<u8>> {
-        if self.engine.state_bytes() < self.settings.state_bytes_max {
+        let bytes = self.engine.state_bytes();
+        self.stats.state_bytes = bytes as u64;
+        if bytes < self.settings.state_bytes_max {
             return None;
         }
         let marks: Vec<u8> =

@@ -129,7 +129,8 @@ def score(model: Model, events: pa.RecordBatch, features: pa.RecordBatch) -> pa.
         scores = model.function(frame)
         column = pl.Series(scores).cast(pl.Float64).to_arrow()
     except Exception as error:
-        raise InputError(f'model "{model.name}" failed: {type(error).__name__}: {error}') from error
+        # Its text may hold an event's values: the chained error has it, for who debugs the model.
+        raise InputError(f'model "{model.name}" failed: {type(error).__name__}') from error
     if len(column) != events.num_rows:
         raise InputError(f'model "{model.name}" gave {len(column)} scores for {events.num_rows} rows')
     return pa.RecordBatch.from_arrays([column.cast(pa.float64())], names=["score"])

@@ -50,6 +50,8 @@ def run_replay(app: Path, options: ReplayOptions, settings: Settings) -> None:
         raise DefinitionError("replay has nowhere to write", hint="give --to FILE, --load, or both")
     if options.target is not None and not options.target.parent.is_dir():
         raise InputError(f"there is no folder {options.target.parent} to write to")
+    if options.target is not None:
+        check_target(options)
     plan = compile_plan(load_app(app))
     replay = choose(plan, options.policy)
     chosen = None if options.select is None else [name.strip() for name in options.select.split(",")]
@@ -80,6 +82,17 @@ def run_replay(app: Path, options: ReplayOptions, settings: Settings) -> None:
         console.print(f"left out {history.refusals.count:,} rows that do not fit, the first of them:")
         for line in history.refusals.shown or []:
             console.print("  " + line, highlight=False)
+
+
+def check_target(options: ReplayOptions) -> None:
+    """What is written is Parquet, and must not replace what is read."""
+    assert options.target is not None
+    if options.target.suffix != ".parquet":
+        message = f"replay writes Parquet, not {options.target.name}"
+        raise DefinitionError(message, hint="name a file that ends in .parquet")
+    sources = [*options.sources, *(path for _, path in options.topics)]
+    if any(Path(source).resolve() == options.target.resolve() for source in sources):
+        raise DefinitionError(f"replay would write over what it reads: {options.target}", hint="name another file")
 
 
 def open_history(plan: Plan, replay: Replay, options: ReplayOptions) -> FileHistory | LogHistory:

@@ -44,7 +44,8 @@ class Health:
             self._moved_ns = now_ns
 
     def _note(self, stats: dict[str, Any], now_ns: int) -> None:
-        if stats["beat"] != self._beat or not self._door.relay.pending:
+        # Requests that the core has taken may wait for their model: that is not the core's standing still.
+        if stats["beat"] != self._beat or not stats["queued"]:
             self._beat = stats["beat"]
             self._moved_ns = now_ns
 
@@ -61,8 +62,6 @@ class Health:
             yield f"the gate has ended: {stats['failed']}"
         if stats["full"] is not None:
             yield f"nothing is taken at present: {stats['full']}"
-        if 0 < stats["state_bytes_max"] <= stats["state_bytes"]:
-            yield "the state is full: new keys get the fallback"
         for worker in self._models.workers:
             if not worker.ready:
                 yield f'model "{worker.spec.name}" is not up'
@@ -70,5 +69,7 @@ class Health:
 
 def warnings(stats: dict[str, Any]) -> Iterator[str]:
     size, limit = stats["state_bytes"], stats["state_bytes_max"]
-    if limit and size >= WARN_FROM * limit:
+    if 0 < limit <= size:
+        yield "the state is full: new keys get the fallback"
+    elif limit and size >= WARN_FROM * limit:
         yield f"the state is {size / limit:.0%} full"

@@ -24,7 +24,6 @@ from penstock.settings import Settings
 logger = logging.getLogger("penstock")
 
 MEMORY_IDS = 1_000_000
-DAY_US = 86_400_000_000
 
 Say = Callable[[str], None]
 Progress = Callable[[str, int, int], None]
