@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import itertools
 import json
+import struct
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 import pytest
 
 import penstock as ps
 from penstock import _native, testing
+from penstock.decide.policy import Model
+from penstock.errors import InputError
+from penstock.runtime import model_worker, replay
 
 NOON = "2026-11-01T12:00:00Z"
 RULES = """
@@ -268,3 +273,19 @@ def test_what_was_told_is_shown_to_who_asks_in_the_same_cycle(tmp_path: Path) ->
         take(service, "decide")
         service._told.append(service._decided)
         assert service.look_up("authorise", "p1")["timed_out"]
+
+
+@pytest.mark.parametrize("answer", [[float("inf")], [float("nan")], [None], [0.75]])
+def test_a_models_answer_means_the_same_in_replay_as_live(tmp_path: Path, answer: list[float | None]) -> None:
+    model = Model("risk", "1", lambda batch: pl.Series(answer, dtype=pl.Float64))
+    frame = pa.record_batch({"amount": [1.0]})
+    live = model_worker.score(pl.DataFrame({"amount": [1.0]}), model.function)
+    wanted = None if answer != [0.75] else 0.75
+    assert replay.score(model, frame, pa.RecordBatch.from_arrays([], names=[])).column(0).to_pylist() == [wanted]
+    assert (struct.unpack("<d", live)[0] == 0.75) == (wanted == 0.75)
+
+
+def test_a_model_that_returns_no_series_is_refused_in_replay_as_live(tmp_path: Path) -> None:
+    model = Model("risk", "1", lambda batch: batch["amount"].to_numpy())  # type: ignore[arg-type,return-value]
+    with pytest.raises(InputError, match=r'model "risk" failed: the model returned ndarray, not a polars Series'):
+        replay.score(model, pa.record_batch({"amount": [1.0]}), pa.RecordBatch.from_arrays([], names=[]))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from penstock import _native
 from penstock.decide.policy import Model
 from penstock.errors import DefinitionError, InputError
+from penstock.runtime import model_worker
 from penstock.runtime.plan import Plan
 
 if TYPE_CHECKING:
@@ -114,26 +115,22 @@ def choose(plan: Plan, policy: str | None) -> Replay:
 
 
 def score(model: Model, events: pa.RecordBatch, features: pa.RecordBatch) -> pa.RecordBatch:
-    """A model's answer for a batch, as a column of float64.
+    """A model's answer for a batch, as a column of float64; by the very function that its process scores with.
 
     Raises `InputError` where the model raises or does not give one number a row.
     """
+    import numpy as np
     import polars as pl
     import pyarrow as pa
 
     names = [*events.schema.names, *features.schema.names]
-    table = pa.Table.from_arrays([*events.columns, *features.columns], names=names)
-    frame = pl.from_arrow(table)
+    frame = pl.from_arrow(pa.Table.from_arrays([*events.columns, *features.columns], names=names))
     assert isinstance(frame, pl.DataFrame)
     try:
-        scores = model.function(frame)
-        column = pl.Series(scores).cast(pl.Float64).to_arrow()
+        scores = np.frombuffer(model_worker.score(frame, model.function), "<f8")
     except Exception as error:
-        # Its text may hold an event's values: the chained error has it, for who debugs the model.
-        raise InputError(f'model "{model.name}" failed: {type(error).__name__}') from error
-    if len(column) != events.num_rows:
-        raise InputError(f'model "{model.name}" gave {len(column)} scores for {events.num_rows} rows')
-    return pa.RecordBatch.from_arrays([column.cast(pa.float64())], names=["score"])
+        raise InputError(f'model "{model.name}" failed: {model_worker.describe(error)}') from error
+    return pa.RecordBatch.from_arrays([pa.array(scores, mask=np.isnan(scores))], names=["score"])
 
 
 def write_parquet(
