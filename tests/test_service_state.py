@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from processes import DECIDE, Service, payment, running
+from processes import ARROW, DECIDE, EVENTS, NDJSON, Service, payment, running
 
 LIMIT = str(1 << 20)
 
@@ -88,3 +89,29 @@ def test_a_damaged_commit_costs_who_asks_for_it_and_nobody_else(tmp_path: Path) 
             assert (answer.status, answer.code) == (500, "log_damaged")
             assert segment.name in answer.json()["error"]["message"]
         assert service.decide(payment(2))["offset"] == 1
+
+
+def test_a_body_with_more_wrong_values_than_are_worded_costs_its_own_rows(tmp_path: Path) -> None:
+    count = 60_000
+    nothing = pa.DictionaryArray.from_arrays(pa.nulls(count, pa.int8()), pa.array(["x"]))
+    table = pa.table(
+        {
+            "payment_id": nothing,
+            "card": nothing,
+            "amount": pa.nulls(count, pa.int8()),
+            "paid_at": pa.nulls(count, pa.timestamp("us", "UTC")),
+        }
+    )
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=count // 2)
+    with running(tmp_path / "data") as service:
+        answer = service.call("POST", EVENTS, sink.getvalue().to_pybytes(), ARROW)
+        assert (answer.status, answer.json()["accepted"], len(answer.json()["rejected"])) == (200, 0, count)
+        assert service.decide(payment(1))["offset"] == 0
+
+
+def test_a_body_of_too_many_lines_is_refused_whole(tmp_path: Path) -> None:
+    with running(tmp_path / "data") as service:
+        answer = service.call("POST", EVENTS, b"1\n" * 500_001, NDJSON)
+        assert (answer.status, answer.code) == (422, "too_many_events")

@@ -13,7 +13,7 @@ use super::{Answer, Kind, Request, Tell, Tells, error_body};
 use crate::answer;
 use crate::conform::{Unknown, conform, keep_rows, read_ipc};
 use crate::decode::{Decoded, check_json, split_array, split_lines};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::schema::Schema;
 
 /// Memory is made for the answers of so many lines at a time.
@@ -56,6 +56,9 @@ enum Source {
     Text { body: Vec<u8>, lines: Vec<Range<usize>> },
     Arrow(RecordBatch),
 }
+
+/// More lines are not read: each has a result, which may be much longer than the line.
+const LINES_MAX: usize = 500_000;
 
 impl Source {
     fn len(&self) -> usize {
@@ -147,7 +150,16 @@ impl Core {
             lines.for_each(|line| self.refuse_line(number, line, &body));
             return Ok(());
         }
-        let decoded = self.decode_lines(number, purpose, lines.clone())?;
+        let decoded = match self.decode_lines(number, purpose, lines.clone()) {
+            // Only a look at the values shows some of what a whole slice lacks.
+            Err(error @ Error::Invalid { .. }) => {
+                self.stats.refused += lines.len() as u64;
+                let body = error_body("not_arrow", &error.to_string(), None);
+                lines.for_each(|line| self.refuse_line(number, line, &body));
+                return Ok(());
+            }
+            decoded => decoded?,
+        };
         for (index, refusal) in &decoded.refused {
             self.stats.refused += 1;
             self.refuse_line(number, lines.start + *index as usize, &refusal_body(refusal));
@@ -401,6 +413,10 @@ fn read_text(request: Request) -> std::result::Result<Source, Vec<u8>> {
 pub(super) fn check_readable(lines: &[&[u8]]) -> std::result::Result<(), Vec<u8>> {
     if lines.iter().all(|line| line.is_empty()) {
         return Err(error_body("empty", "given a body without events, wanted at least one", None));
+    }
+    if lines.len() > LINES_MAX {
+        let message = format!("given {} events in one body, wanted at most {LINES_MAX}", lines.len());
+        return Err(error_body("too_many_events", &message, None));
     }
     let mut refusals = lines.iter().map(|line| check_json(line).err());
     match refusals.next().flatten() {
