@@ -1,8 +1,5 @@
 //! Which of arriving events are new: their ids against this cycle, and against the log by way of the id index.
 
-use std::collections::HashMap;
-use std::sync::Arc;
-
 use arrow_array::cast::AsArray;
 use arrow_array::types::Int64Type;
 use arrow_array::{Array, ArrayRef, RecordBatch};
@@ -12,9 +9,8 @@ use super::core::{Core, Cycle};
 use crate::decode::content_equal;
 use crate::engine::event_times;
 use crate::error::{Error, Result};
-use crate::follower::as_defined;
 use crate::ids;
-use crate::log::{Address, Commit};
+use crate::log::Address;
 use crate::plan::TopicPlan;
 
 /// What is known of one arriving event.
@@ -66,9 +62,6 @@ pub(super) struct Fresh {
     pub row: usize,
 }
 
-/// The commits that one cycle has looked at.
-pub(super) type Commits = HashMap<u64, Arc<Commit>>;
-
 impl Core {
     /// Judge every row of a batch; new ones count as seen from here on.
     pub(super) fn admit(
@@ -97,7 +90,7 @@ impl Core {
             // What retention has removed is forgotten with it, whatever the index still knows.
             let kept = candidates[first..next].iter().map(|&(_, address)| address);
             let addresses: Vec<u64> = kept.filter(|&address| self.log.keeps(Address(address))).collect();
-            let judged = match self.seen_before(cycle, topic, origin, batch, row, &addresses) {
+            let judged = match self.seen_before(cycle, topic, origin, batch, (row, hashes[row]), &addresses) {
                 Ok(Some(judged)) => judged,
                 Err(error @ (Error::Damaged { .. } | Error::Io { .. })) => {
                     Seen::Refused(500, "log_damaged", error.to_string())
@@ -121,7 +114,7 @@ impl Core {
         topic: usize,
         origin: u16,
         batch: &RecordBatch,
-        row: usize,
+        (row, hash): (usize, u64),
         addresses: &[u64],
     ) -> Result<Option<Seen>> {
         let about = &self.plan.topics[topic];
@@ -131,30 +124,19 @@ impl Core {
             if commit.time_us <= since {
                 continue;
             }
-            for section in commit.sections.iter().filter(|section| *section.topic == *about.name) {
-                let stored = as_defined(&self.plan, topic, &section.batch()?)?;
-                let Some(found) = find_id(stored.column(about.id), batch.column(about.id), row) else {
-                    continue;
-                };
+            for (place, section) in commit.sections_of(&about.name) {
+                let stored = self.table(&mut cycle.commits, address, place, Some(topic))?;
+                let Some(found) = stored.find_id(about, hash, batch.column(about.id), row) else { continue };
                 let event = SeenEvent {
                     origin: section.origin,
                     offset: section.base_offset as i64 + found as i64,
                     addresses: addresses.to_vec(),
                 };
-                let same = content_equal(&stored, found, batch, row);
+                let same = content_equal(&stored.batch, found, batch, row);
                 return Ok(Some(judge(event, origin, same)));
             }
         }
         Ok(None)
-    }
-
-    pub(super) fn commit(&self, commits: &mut Commits, address: u64) -> Result<Arc<Commit>> {
-        if let Some(commit) = commits.get(&address) {
-            return Ok(commit.clone());
-        }
-        let commit = Arc::new(self.log.read(Address(address))?);
-        commits.insert(address, commit.clone());
-        Ok(commit)
     }
 }
 
@@ -258,7 +240,7 @@ fn seed(topic: &TopicPlan) -> u16 {
     ids::hash_text(0, &topic.name) as u16
 }
 
-fn same_id(one: &ArrayRef, row: usize, other: &ArrayRef, other_row: usize) -> bool {
+pub(super) fn same_id(one: &ArrayRef, row: usize, other: &ArrayRef, other_row: usize) -> bool {
     match (id_value(one, row), id_value(other, other_row)) {
         (Id::Int(one), Id::Int(other)) => one == other,
         (Id::Text(one), Id::Text(other)) => one == other,

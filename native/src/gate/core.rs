@@ -7,11 +7,10 @@ use arrow_array::cast::AsArray;
 use arrow_array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, UInt32Array};
 use hashbrown::HashTable;
 
-use super::admit::{
-    Commits, Fresh, Group, Id, Seen, SeenEvent, Taken, ahead, find_id, id_hash, id_hashes, id_value,
-};
+use super::admit::{Fresh, Group, Id, Seen, SeenEvent, Taken, ahead, find_id, id_hash, id_hashes, id_value};
 use super::bulk::{Bulk, check_readable};
 use super::stats::Stats;
+use super::stored::Commits;
 use super::words::{Body, Decided, Finished, Worded, Words};
 use super::{Answer, Clock, Kind, MODEL, REPEAT, Request, Tell, Tells, Told, error_body};
 use crate::answer::{self, DecisionWriter, Extra};
@@ -21,7 +20,6 @@ use crate::decode::{Decoder, Refusal, split_lines};
 use crate::disk::Disk;
 use crate::engine::{Engine, LATE, STATELESS, event_times};
 use crate::error::{Error, Result};
-use crate::follower::as_defined;
 use crate::ids::Ids;
 use crate::log::{Address, Flush, Log, Section};
 use crate::plan::Plan;
@@ -567,11 +565,10 @@ impl Core {
     ) -> Result<Option<(u32, RecordBatch, usize)>> {
         for &address in &event.addresses {
             let commit = self.commit(&mut cycle.commits, address)?;
-            for section in commit.sections.iter().filter(|section| *section.topic == *topic) {
-                let table = section.batch()?;
-                let offsets = table.column(offset_column).as_primitive::<arrow_array::types::Int64Type>();
-                if let Some(row) = offsets.values().iter().position(|&offset| offset == event.offset) {
-                    return Ok(Some((section.schema, table, row)));
+            for (place, section) in commit.sections_of(topic) {
+                let table = self.table(&mut cycle.commits, address, place, None)?;
+                if let Some(row) = table.find_offset(offset_column, event.offset) {
+                    return Ok(Some((section.schema, table.batch.clone(), row)));
                 }
             }
         }
@@ -648,9 +645,9 @@ impl Core {
         let about = &self.plan.topics[topic];
         for &address in &addresses {
             let commit = self.commit(&mut cycle.commits, address)?;
-            for section in commit.sections.iter().filter(|section| *section.topic == *about.name) {
-                let stored = as_defined(&self.plan, topic, &section.batch()?)?;
-                if let Some(row) = find_id(stored.column(about.id), id, 0) {
+            for (place, section) in commit.sections_of(&about.name) {
+                let stored = self.table(&mut cycle.commits, address, place, Some(topic))?;
+                if let Some(row) = find_id(stored.batch.column(about.id), id, 0) {
                     let offset = section.base_offset as i64 + row as i64;
                     return Ok(Some(SeenEvent { origin: section.origin, offset, addresses }));
                 }
@@ -1064,7 +1061,7 @@ impl Cycle {
             staged: HashMap::new(),
             groups: Vec::new(),
             fresh: HashTable::new(),
-            commits: HashMap::new(),
+            commits: Commits::default(),
             hashes: Vec::new(),
             decided: Vec::new(),
             finished: Vec::new(),

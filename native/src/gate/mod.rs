@@ -15,6 +15,7 @@ mod core;
 mod positions;
 mod start;
 mod stats;
+mod stored;
 mod thread;
 mod words;
 

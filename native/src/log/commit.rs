@@ -45,6 +45,13 @@ pub struct Commit {
     pub sections: Vec<StoredSection>,
 }
 
+impl Commit {
+    /// The sections of a topic, with their places.
+    pub fn sections_of<'a>(&'a self, topic: &'a str) -> impl Iterator<Item = (usize, &'a StoredSection)> {
+        self.sections.iter().enumerate().filter(move |(_, section)| *section.topic == *topic)
+    }
+}
+
 /// Rows of one topic. The columns are decoded when they are asked for.
 #[derive(Clone, Debug)]
 pub struct StoredSection {
