@@ -210,3 +210,16 @@ def test_a_large_request_over_many_commits_is_answered_in_its_order() -> None:
     decisions = [json.loads(line) for line in text.splitlines()]
     assert [each["id"] for each in decisions] == [f"p{number}" for number in range(5_000)]
     assert [each["offset"] for each in decisions] == list(range(5_000))
+
+
+def test_a_body_told_at_its_deadline_and_its_retry_in_one_cycle_are_told_the_same() -> None:
+    with testing.run(FIRST, now=NOON) as service:
+        body = b"\n".join(json.dumps(payment(number)).encode() for number in range(3))
+        requests = [(1_001, DECIDE_MANY, 0, body, 0), (1_002, DECIDE_MANY, 0, body, 0)]
+        service._told.append(1_001)
+        answers = {handle: body for handle, _, body, _ in service._step(requests)}
+        again = service.decide_many("authorise", [payment(number) for number in range(3)])
+        retried = [json.loads(line) for line in answers[1_002].splitlines()]
+        assert [answer["timed_out"] for answer in retried] == [True] * 3
+        assert [answer["timed_out"] for answer in again] == [True] * 3
+        assert service.look_up("authorise", "p1")["late_decision"]["features"]["card_count_1h"] == 2

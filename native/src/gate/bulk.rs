@@ -22,7 +22,7 @@ const LINES_AHEAD: usize = 4096;
 const SLICE_BYTES: usize = 128;
 
 pub(super) struct Bulk {
-    handle: u64,
+    pub handle: u64,
     pub held_ns: u64,
     purpose: Purpose,
     source: Source,

@@ -309,7 +309,7 @@ impl Core {
         let verdicts = self.deciders[policy].decide(&batch.case(&score))?;
         let mut told = vec![false; rows];
         for (row, waiter) in &queue {
-            told[*row] |= cycle.told_first(waiter);
+            told[*row] |= self.told_first(cycle, waiter);
         }
         for row in (0..rows).filter(|&row| told[row]) {
             let (events, offset) = (batch.events.clone(), batch.offsets[row]);
@@ -317,6 +317,16 @@ impl Core {
         }
         self.conclude(cycle, policy, &batch, &score, verdicts, queue, &told)?;
         Ok(Taken::Decided(cycle.decided.len() - 1))
+    }
+
+    /// Whether a first attempt was told the fallback before it was decided: alone, or with all of its body.
+    fn told_first(&self, cycle: &Cycle, waiter: &Waiter) -> bool {
+        match waiter {
+            Waiter::One { handle, repeat, .. } => !repeat && cycle.told.contains(handle),
+            Waiter::Line { bulk, .. } => {
+                self.bulk.get(bulk).is_some_and(|bulk| bulk.told || cycle.told.contains(&bulk.handle))
+            }
+        }
     }
 
     /// Stage the decisions for the log, and who is told of them.
@@ -1074,10 +1084,6 @@ impl Cycle {
     /// Whether a first attempt has been told the fallback: then those who wait with it are told it too.
     fn decided_bytes(&self) -> usize {
         self.decided.iter().map(|decided| decided.table.get_array_memory_size()).sum()
-    }
-
-    fn told_first(&self, waiter: &Waiter) -> bool {
-        matches!(waiter, Waiter::One { handle, repeat: false, .. } if self.told.contains(handle))
     }
 }
 
