@@ -20,6 +20,7 @@ const FOLDER: &str = "snapshots";
 const MAGIC: &[u8; 8] = b"PENSNAP1";
 /// Written and synced in such pieces, so that a decision's own sync never waits long behind them.
 const PIECE_BYTES: usize = 1 << 20;
+const DRAFT: &str = "draft";
 const KEPT: usize = 2;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -118,12 +119,30 @@ impl Snapshot {
 pub fn write(
     disk: &Arc<dyn Disk>,
     header: &Header,
+    save: impl FnMut(usize, &mut dyn Write) -> Result<()>,
+) -> Result<()> {
+    // A snapshotter that outlived its gate may still write one of its own.
+    let draft = format!("{FOLDER}/{DRAFT}{}", std::process::id());
+    if let Err(error) = write_draft(disk, &draft, header, save) {
+        // What is of no use must not keep a full disk full.
+        _ = disk.remove(&draft);
+        return Err(error);
+    }
+    let path = path(header.sequence);
+    let failed = |error| Error::io(format!("could not write {path}"), error);
+    disk.rename(&draft, &path).map_err(failed)?;
+    disk.sync_folder(FOLDER).map_err(failed)?;
+    remove_old(disk.as_ref())
+}
+
+fn write_draft(
+    disk: &Arc<dyn Disk>,
+    draft: &str,
+    header: &Header,
     mut save: impl FnMut(usize, &mut dyn Write) -> Result<()>,
 ) -> Result<()> {
-    let path = path(header.sequence);
-    let draft = format!("{FOLDER}/draft");
-    let failed = |error| Error::io(format!("could not write {path}"), error);
-    let file = disk.open(&draft, Mode::Write).map_err(failed)?;
+    let failed = |error| Error::io(format!("could not write {draft}"), error);
+    let file = disk.open(draft, Mode::Write).map_err(failed)?;
     let mut output = Output { file, offset: 0, piece: Vec::with_capacity(PIECE_BYTES) };
     let text = serde_json::to_vec(header).expect("a header is plain data");
     let mut start = MAGIC.to_vec();
@@ -138,10 +157,17 @@ pub fn write(
         output.write_all(&bytes).map_err(failed)?;
     }
     output.write_all(MAGIC).map_err(failed)?;
-    output.flush().map_err(failed)?;
-    disk.rename(&draft, &path).map_err(failed)?;
-    disk.sync_folder(FOLDER).map_err(failed)?;
-    remove_old(disk.as_ref())
+    output.flush().map_err(failed)
+}
+
+/// Remove what snapshotters left half written. One that still writes finds its draft gone, and publishes nothing.
+pub fn remove_drafts(disk: &dyn Disk) -> Result<()> {
+    let names = disk.list(FOLDER).map_err(|error| Error::io("could not list the snapshots", error))?;
+    for (name, _) in names.iter().filter(|(name, _)| name.starts_with(DRAFT)) {
+        let removed = disk.remove(&format!("{FOLDER}/{name}"));
+        removed.map_err(|error| Error::io("could not remove a draft of a snapshot", error))?;
+    }
+    Ok(())
 }
 
 fn remove_old(disk: &dyn Disk) -> Result<()> {

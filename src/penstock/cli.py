@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from penstock.errors import PenstockError
-from penstock.settings import FILE, SETTINGS, Settings, read_settings
+from penstock.settings import FILE, SETTINGS, Settings, read_settings, url
 
 
 def main() -> None:
@@ -140,8 +140,7 @@ def tail_command(topic: str, lines: int, offset: int | None, follow: bool, name:
 
     settings = read_options(options)
     data: Path = settings["data"]
-    url = f"http://{settings['host']}:{settings['port']}"
-    consumer = None if name is None else Consumer(data, name, topic, url=url)
+    consumer = None if name is None else Consumer(data, name, topic, url=url(settings["host"], settings["port"]))
     for text in tail_rows(data, topic, lines=lines, offset=offset, follow=follow, sleep=time.sleep, consumer=consumer):
         sys.stdout.write(text)
         sys.stdout.flush()

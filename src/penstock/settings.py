@@ -193,3 +193,12 @@ def _at_least(setting: Setting, value: int, place: str) -> int:
     if value < setting.lowest:
         raise SettingsError(f"{place}: the least is {setting.lowest:,}")
     return value
+
+
+def url(host: str, port: int) -> str:
+    """Where a service answers.
+
+    >>> url("127.0.0.1", 7070), url("::1", 7070)
+    ('http://127.0.0.1:7070', 'http://[::1]:7070')
+    """
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -68,3 +68,14 @@ def test_start_warns_where_retention_is_shorter_than_the_longest_window(
         service = Service.load(FIRST, read_settings(options, file=None))
         service.warn_of_short_retention()
         assert ("the longest window needs 30d" in caplog.text) == warned
+
+
+def test_start_warns_where_a_window_reaches_back_to_the_beginning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = tmp_path / "app.py"
+    app.write_text(FIRST.read_text().replace('.past("1h")', ".past(None)"))
+    (tmp_path / "first.toml").write_text(FIRST.with_name("first.toml").read_text())
+    settings = read_settings({"data": str(tmp_path / "data"), "retention": "1h"})
+    Service.load(app, settings).warn_of_short_retention()
+    assert "past(None) needs all of it" in caplog.text

@@ -55,6 +55,7 @@ impl Core {
         for policy in &mut policies {
             policy.origin = log.catalog().origin(&policy.decisions_topic);
         }
+        crate::snapshot::remove_drafts(disk.as_ref())?;
         let mut ids = Ids::open(disk.clone(), ids_settings)?;
         let mut follower = Follower::open(plan.clone(), disk.clone(), settings.threads, progress)?;
         let first = follower.sequence;

@@ -14,6 +14,7 @@ import sys
 import time
 
 from penstock import _native
+from penstock.errors import PenstockError
 from penstock.runtime.diagnostics import start_diagnostics
 
 logger = logging.getLogger("penstock.snapshotter")
@@ -33,12 +34,13 @@ def main() -> None:
     written = follower.sequence
     due = time.monotonic() + int(every_us) / 1e6
     while not stopping.wait(0):
-        if follower.advance(COMMITS) == COMMITS:
-            continue
+        behind = follower.advance(COMMITS) == COMMITS
+        # Also while it is behind: what it writes is what shortens the next start, and lets the log be trimmed.
         if time.monotonic() >= due:
             written = write(follower, written)
             due = time.monotonic() + int(every_us) / 1e6
-        stopping.wait(IDLE_S)
+        if not behind:
+            stopping.wait(IDLE_S)
     while follower.advance(COMMITS) == COMMITS:
         pass
     write(follower, written)
@@ -57,7 +59,11 @@ def write(follower: _native.Follower, written: int) -> int:
         )
         return follower.sequence
     started = time.monotonic()
-    sequence = follower.snapshot()
+    try:
+        sequence = follower.snapshot()
+    except PenstockError as error:  # A full disk may have room again when the next one is due.
+        logger.warning("could not write a snapshot: %s", error.message)
+        return written
     logger.info(
         "wrote a snapshot as of commit %d in %.2f s; %d decisions computed twice, none differed",
         sequence,

@@ -19,7 +19,7 @@ from penstock.runtime.models import ModelSpec
 from penstock.runtime.plan import Plan, compile_plan
 from penstock.serve.server import run
 from penstock.serve.settings import Doors, DoorSettings, PolicyDoor, TopicDoor, check_loopback
-from penstock.settings import Settings
+from penstock.settings import Settings, url
 
 logger = logging.getLogger("penstock")
 
@@ -55,7 +55,7 @@ class Service:
         snapshotter.start()
 
         def listening(host: str, port: int) -> None:
-            say(f"ready after {monotonic() - started:.2f} s: http://{host}:{port}")
+            say(f"ready after {monotonic() - started:.2f} s: {url(host, port)}")
 
         try:
             run(gate, self.doors(), door_settings(self.settings), listening=listening)
@@ -84,11 +84,13 @@ class Service:
 
     def warn_of_short_retention(self) -> None:
         retention = self.settings["retention"]
-        spans = [
-            (read["length_us"] or 0) + read["delay_us"]
-            for store in self.plan.document["stores"]
-            for read in store["plan"]["reads"]
-        ]
+        reads = [read for store in self.plan.document["stores"] for read in store["plan"]["reads"]]
+        if retention is not None and any(read["length_us"] is None for read in reads):
+            logger.warning(
+                "the log is kept for %s and past(None) needs all of it: a changed feature cannot be rebuilt from it",
+                duration_text(retention),
+            )
+        spans = [read["length_us"] + read["delay_us"] for read in reads if read["length_us"] is not None]
         if retention is not None and spans and retention < max(spans):
             logger.warning(
                 "the log is kept for %s and the longest window needs %s: a changed feature cannot be rebuilt from it",
