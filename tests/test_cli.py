@@ -218,7 +218,7 @@ def test_the_command_line_goes_before_the_environment_before_the_file(tmp_path: 
         ("", {"PENSTOCK_QUEUES": "1"}, [], 'PENSTOCK_QUEUES: there is no setting "queues"'),
         ("", {"PENSTOCK_QUEUE": "many"}, [], 'setting "queue" (PENSTOCK_QUEUE): \'many\' is not a whole number'),
         ("", {}, ["--segment-bytes", "64 MB"], 'setting "segment_bytes" (command line)'),
-        ("", {}, ["--segment-bytes", "1KiB"], "the least is 8,388,608"),
+        ("", {}, ["--segment-bytes", "1KiB"], "the least is 16,777,216"),
         ("", {}, ["--snapshot-every", "soon"], "is not a length of time"),
         ("", {}, ["--level", "loud"], "is none of debug, info, warning, error"),
         ("", {}, ["--settings", "nowhere.toml"], "could not read nowhere.toml"),

@@ -4,6 +4,7 @@
 // The Arrow C data interface hands over raw pointers; each use says why it is sound.
 #![allow(unsafe_code)]
 
+use std::collections::VecDeque;
 use std::ffi::CStr;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -19,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::answer;
 use crate::conform::{Unknown, conform as conform_batch, conform_cells as conform_cell_batch, keep_rows};
 use crate::decide::{Case, Decider, no_score};
-use crate::decode::{Decoder, split_lines};
+use crate::decode::{Decoder, Limits, split_lines};
 use crate::disk::{Crash, Disk, MemoryDisk, RealDisk};
 use crate::engine::Engine;
 use crate::error::Error;
@@ -386,9 +387,19 @@ impl Memory {
         Memory(MemoryDisk::new())
     }
 
-    /// Lose power: of what was not synced, each sector and each name is kept or lost by the seed.
-    fn crash(&self, seed: u64) {
-        self.0.crash(seed, Crash::Random);
+    /// The disk as it is after a loss of power: of what was not synced, each sector and each name is kept or lost by
+    /// the seed.
+    fn crash(&self, seed: u64) -> Memory {
+        Memory(self.0.crash(seed, Crash::Random))
+    }
+
+    /// The files may take so many bytes together; None is without limit.
+    fn limit(&self, bytes: Option<u64>) {
+        self.0.limit(bytes);
+    }
+
+    fn used(&self) -> u64 {
+        self.0.used()
     }
 }
 
@@ -419,17 +430,27 @@ impl ManualGate {
         self.clock.set(now_us);
     }
 
-    /// One cycle over these requests; `told` are handles that were told the fallback.
+    /// One cycle over these requests, or as many as they need; `told` are handles that were told the fallback.
     fn step(
         &mut self,
         py: Python<'_>,
         requests: Vec<RawRequest<'_>>,
         told: Vec<u64>,
     ) -> PyResult<Vec<RawAnswer>> {
-        let requests = read_requests(requests)?;
+        let mut requests = VecDeque::from(read_requests(requests)?);
         let core = self.core()?;
         let answers = py.detach(|| {
-            let mut answers = core.step(requests, Told::handles(told))?;
+            let (mut answers, mut told) = (Vec::new(), told);
+            loop {
+                let cycle = requests.drain(..core.fitting(requests.iter())).collect();
+                let later = |handle: &u64| requests.iter().any(|request| request.handle == *handle);
+                let (later, now) = told.into_iter().partition(later);
+                told = later;
+                answers.extend(core.step(cycle, Told::handles(now))?);
+                if requests.is_empty() {
+                    break;
+                }
+            }
             while core.busy() {
                 answers.extend(core.step(Vec::new(), Told::default())?);
             }
@@ -778,7 +799,8 @@ impl LogRuns {
     fn next(&mut self, py: Python<'_>) -> PyResult<Option<(usize, Batch)>> {
         py.detach(|| {
             let Some((topic, batch)) = self.runs.next()? else { return Ok(None) };
-            let (batch, _) = conform_batch(&batch, &self.schemas[topic], Unknown::Ignore)?;
+            let (batch, _) =
+                conform_batch(&batch, &self.schemas[topic], &Limits::default(), Unknown::Ignore)?;
             Ok(Some((topic, Batch(batch))))
         })
         .map_err(raise)
@@ -875,7 +897,7 @@ impl JsonDecoder {
     #[new]
     fn new(fields: &str, id: usize) -> PyResult<JsonDecoder> {
         let fields: Vec<Field> = from_json(fields, "the fields")?;
-        Ok(JsonDecoder(Decoder::new(&Schema { fields }, id)))
+        Ok(JsonDecoder(Decoder::new(&Schema { fields }, id, Limits::default())))
     }
 
     /// Newline-delimited JSON: the good events as a batch, the others by line (blank lines do not count).
@@ -894,7 +916,7 @@ fn conform(
     ignore_unknown: bool,
 ) -> PyResult<(Batch, Vec<Refused>)> {
     let unknown = if ignore_unknown { Unknown::Ignore } else { Unknown::Refuse };
-    kept(py, batch, fields, |batch, schema| conform_batch(batch, schema, unknown))
+    kept(py, batch, fields, |batch, schema| conform_batch(batch, schema, &Limits::default(), unknown))
 }
 
 /// The same for a text file's columns of text, of which those that the schema does not have are ignored.

@@ -8,13 +8,14 @@ mod cells;
 mod columns;
 mod stream;
 
-use arrow_array::{Array, ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, make_array};
+use arrow_array::cast::AsArray;
+use arrow_array::{Array, ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, StringArray, make_array};
 use arrow_schema::DataType;
 use arrow_select::filter::filter_record_batch;
 
 use self::columns::{Converted, Unfit};
 pub use self::stream::{read_ipc, write_ipc};
-use crate::decode::{Refusal, Wrong};
+use crate::decode::{Limits, Refusal, Wrong};
 use crate::error::{Error, Result};
 use crate::schema::{Field, Schema, Type};
 
@@ -33,14 +34,15 @@ const REFUSED_MAX: usize = 100_000;
 pub fn conform(
     batch: &RecordBatch,
     schema: &Schema,
+    limits: &Limits,
     unknown: Unknown,
 ) -> Result<(RecordBatch, Vec<(u32, Refusal)>)> {
-    conform_by(columns::convert, batch, schema, unknown)
+    conform_by(columns::convert, batch, schema, limits, unknown)
 }
 
 /// The same for the cells of a text file, which are all text; columns that the schema does not have are ignored.
 pub fn conform_cells(batch: &RecordBatch, schema: &Schema) -> Result<(RecordBatch, Vec<(u32, Refusal)>)> {
-    conform_by(cells::read, batch, schema, Unknown::Ignore)
+    conform_by(cells::read, batch, schema, &Limits::default(), Unknown::Ignore)
 }
 
 type Convert = fn(&ArrayRef, Type) -> std::result::Result<Converted, Unfit>;
@@ -49,6 +51,7 @@ fn conform_by(
     convert: Convert,
     batch: &RecordBatch,
     schema: &Schema,
+    limits: &Limits,
     unknown: Unknown,
 ) -> Result<(RecordBatch, Vec<(u32, Refusal)>)> {
     check_names(batch, schema, unknown)?;
@@ -60,6 +63,7 @@ fn conform_by(
         columns.push(column);
         check_refused(&refused)?;
     }
+    refuse_large(&columns, schema, limits, &mut refused);
     // The sort is stable: of a row's refusals its first field's stays.
     refused.sort_by_key(|(row, _)| *row);
     refused.dedup_by_key(|(row, _)| *row);
@@ -79,6 +83,27 @@ pub fn keep_rows(batch: &RecordBatch, refused: &[(u32, Refusal)]) -> RecordBatch
         kept[*row as usize] = false;
     }
     filter_record_batch(batch, &BooleanArray::from(kept)).expect("the filter has the batch's length")
+}
+
+/// Texts that are too long, and events whose texts together are.
+fn refuse_large(columns: &[ArrayRef], schema: &Schema, limits: &Limits, refused: &mut Vec<(u32, Refusal)>) {
+    let texts = columns.iter().zip(&schema.fields);
+    let texts: Vec<_> =
+        texts.filter_map(|(column, field)| Some((column.as_string_opt::<i32>()?, field))).collect();
+    let large = |text: &StringArray, bytes: usize| text.value_data().len() > bytes;
+    if !texts.iter().any(|(text, _)| large(text, limits.text_bytes.min(limits.event_bytes / texts.len()))) {
+        return;
+    }
+    for row in 0..columns[0].len() {
+        let bytes = |text: &StringArray| text.value_length(row) as usize;
+        let long =
+            texts.iter().find_map(|(text, field)| Some((limits.check_text(bytes(text)).err()?, field)));
+        let refusal = match long {
+            Some((wrong, field)) => Some(wrong.of(&field.name, field.kind)),
+            None => limits.check_event(texts.iter().map(|(text, _)| bytes(text)).sum()).err(),
+        };
+        refused.extend(refusal.filter(|_| refused.len() <= REFUSED_MAX).map(|refusal| (row as u32, refusal)));
+    }
 }
 
 fn check_names(batch: &RecordBatch, schema: &Schema, unknown: Unknown) -> Result<()> {

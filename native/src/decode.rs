@@ -10,6 +10,8 @@ pub mod scalars;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::BufRead;
+use std::ops::Range;
+use std::str::Utf8Error;
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Decimal128Type, Float64Type, Int64Type, TimestampMicrosecondType};
@@ -22,6 +24,52 @@ use self::object::{Broken, Reader, Value};
 use crate::answer::write_value;
 use crate::schema::{Schema, Type};
 
+/// How large an event may be: with its decision it is one commit, which has to fit into a segment of the log.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Of its JSON, or of its texts together.
+    pub event_bytes: usize,
+    /// Of one text, as UTF-8: it comes back in the features of later events.
+    pub text_bytes: usize,
+}
+
+impl Limits {
+    /// Smaller ones only where segments are smaller than a service has them.
+    pub fn of_segments(segment_bytes: u64) -> Limits {
+        let most = Limits::default();
+        let segment_bytes = segment_bytes as usize;
+        Limits {
+            event_bytes: most.event_bytes.min(segment_bytes / 16),
+            text_bytes: most.text_bytes.min(segment_bytes / 256),
+        }
+    }
+
+    pub fn check_text(&self, bytes: usize) -> Result<(), Wrong> {
+        if bytes <= self.text_bytes { Ok(()) } else { Err(self.long_text(bytes)) }
+    }
+
+    #[cold]
+    fn long_text(&self, bytes: usize) -> Wrong {
+        Wrong::new("too_large", format!("{bytes} bytes of text where {} are the most", self.text_bytes))
+    }
+
+    pub fn check_event(&self, bytes: usize) -> Result<(), Refusal> {
+        if bytes <= self.event_bytes { Ok(()) } else { Err(self.large_event(bytes)) }
+    }
+
+    #[cold]
+    fn large_event(&self, bytes: usize) -> Refusal {
+        let wanted = format!("at most {}", self.event_bytes);
+        Wrong::new("too_large", format!("an event of {bytes} bytes")).of_body(&wanted)
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { event_bytes: 1 << 20, text_bytes: 64 << 10 }
+    }
+}
+
 /// Decodes events of one schema.
 ///
 /// Refused are: anything but one flat JSON object (as UTF-8, with nothing after it); unknown, repeated and missing
@@ -30,6 +78,7 @@ use crate::schema::{Schema, Type};
 pub struct Decoder {
     schema: Schema,
     arrow: SchemaRef,
+    limits: Limits,
     id: usize,
     index: HashMap<String, usize>,
     /// Each field's name as JSON writes it.
@@ -94,11 +143,11 @@ fn wanted(kind: Type) -> String {
 
 impl Decoder {
     /// `id` is the index of the field that identifies an event.
-    pub fn new(schema: &Schema, id: usize) -> Decoder {
+    pub fn new(schema: &Schema, id: usize, limits: Limits) -> Decoder {
         let names = || schema.fields.iter().map(|field| field.name.as_str());
         let index = names().enumerate().map(|(index, name)| (name.to_owned(), index)).collect();
         let quoted = names().map(|name| serde_json::Value::from(name).to_string()).collect();
-        Decoder { arrow: schema.arrow(), schema: schema.clone(), id, index, quoted }
+        Decoder { arrow: schema.arrow(), schema: schema.clone(), limits, id, index, quoted }
     }
 
     /// Decode bodies of one event each; the good ones become the batch, in order.
@@ -159,6 +208,7 @@ impl<'s> Events<'s> {
     }
 
     fn read(&mut self, body: &[u8]) -> Result<(), Refusal> {
+        self.decoder.limits.check_event(body.len())?;
         check_first_byte(body, b'{', "not_object", EVENT)?;
         let text = read_utf8(body, EVENT)?;
         let mut reader = Reader::new(text);
@@ -192,7 +242,7 @@ impl<'s> Events<'s> {
         let column = &mut self.columns[index];
         let put = match column.len() > self.rows {
             true => Err(Wrong::new("repeated_field", "the field a second time")),
-            false => column.push(value),
+            false => column.push(value, &self.decoder.limits),
         };
         put.map_err(|wrong| {
             let field = &self.decoder.schema.fields[index];
@@ -229,26 +279,98 @@ impl<'s> Events<'s> {
     }
 }
 
-/// Cut a JSON array of events into the raw text of each; a syntax error refuses the whole body.
-pub fn split_array(body: &[u8]) -> Result<Vec<&[u8]>, Refusal> {
-    check_first_byte(body, b'[', "not_array", ARRAY)?;
-    let text = read_utf8(body, ARRAY)?;
-    let events: Vec<&RawValue> = serde_json::from_str(text).map_err(|error| misread(body, &error, ARRAY))?;
-    Ok(events.into_iter().map(|event| event.get().as_bytes()).collect())
+/// A JSON array of events that is cut into the raw text of each, a piece at a time: a large one takes long. A syntax
+/// error refuses the whole body.
+pub struct ArrayCut {
+    text: String,
+    /// Before it everything is cut.
+    at: usize,
+    events: Vec<Range<usize>>,
+}
+
+impl ArrayCut {
+    pub fn new(body: Vec<u8>) -> Result<ArrayCut, Refusal> {
+        check_first_byte(&body, b'[', "not_array", ARRAY)?;
+        let text = String::from_utf8(body).map_err(|error| not_utf8(error.utf8_error(), ARRAY))?;
+        let at = text.find('[').expect("it was just seen") + 1;
+        Ok(ArrayCut { text, at, events: Vec::new() })
+    }
+
+    /// Go on for about so many bytes; whether all of it is cut.
+    pub fn advance(&mut self, bytes: usize) -> Result<bool, Refusal> {
+        let until = self.at.saturating_add(bytes);
+        while self.at < until {
+            if self.events.is_empty() && self.next_byte() == Some(b']') {
+                return self.end();
+            }
+            self.cut()?;
+            match self.next_byte() {
+                Some(b',') => self.at += 1,
+                Some(b']') => return self.end(),
+                _ => return Err(self.broken()),
+            }
+        }
+        Ok(false)
+    }
+
+    /// The body, and where in it each event is.
+    pub fn finish(self) -> (Vec<u8>, Vec<Range<usize>>) {
+        (self.text.into_bytes(), self.events)
+    }
+
+    fn cut(&mut self) -> Result<(), Refusal> {
+        let rest = &self.text[self.at..];
+        let mut values = serde_json::Deserializer::from_str(rest).into_iter::<&RawValue>();
+        match values.next() {
+            Some(Ok(event)) => {
+                let start = self.at + (event.get().as_ptr() as usize - rest.as_ptr() as usize);
+                self.at = start + event.get().len();
+                self.events.push(start..self.at);
+                Ok(())
+            }
+            Some(Err(error)) if !error.is_eof() => {
+                self.at += error_offset(rest.as_bytes(), &error);
+                Err(self.broken())
+            }
+            _ => {
+                self.at = self.text.len();
+                Err(self.broken())
+            }
+        }
+    }
+
+    /// The next byte that is no blank, where `at` is then.
+    fn next_byte(&mut self) -> Option<u8> {
+        let rest = &self.text.as_bytes()[self.at..];
+        self.at += rest.len() - rest.trim_ascii_start().len();
+        self.text.as_bytes().get(self.at).copied()
+    }
+
+    fn end(&mut self) -> Result<bool, Refusal> {
+        self.at += 1;
+        if self.next_byte().is_some() { Err(self.broken()) } else { Ok(true) }
+    }
+
+    #[cold]
+    fn broken(&self) -> Refusal {
+        let given = match self.at >= self.text.len() {
+            true => format!("JSON that ends too early, after {} bytes", self.text.len()),
+            false => format!("what is not JSON at byte {}", self.at),
+        };
+        Wrong::new("not_json", given).of_body(ARRAY)
+    }
 }
 
 /// Whether the text of one event is JSON at all, whatever it says.
 pub fn check_json(body: &[u8]) -> Result<(), Refusal> {
     let read = serde_json::from_str::<&RawValue>(read_utf8(body, EVENT)?);
-    read.map(drop).map_err(|error| misread(body, &error, EVENT))
-}
-
-fn misread(body: &[u8], error: &serde_json::Error, wanted: &str) -> Refusal {
-    let given = match error.is_eof() {
-        true => format!("JSON that ends too early, after {} bytes", body.len()),
-        false => format!("what is not JSON at byte {}", error_offset(body, error)),
-    };
-    Wrong::new("not_json", given).of_body(wanted)
+    read.map(drop).map_err(|error| {
+        let given = match error.is_eof() {
+            true => format!("JSON that ends too early, after {} bytes", body.len()),
+            false => format!("what is not JSON at byte {}", error_offset(body, &error)),
+        };
+        Wrong::new("not_json", given).of_body(EVENT)
+    })
 }
 
 /// The offset of the byte where the syntax broke; `serde_json` counts lines and columns, each from 1.
@@ -289,10 +411,12 @@ fn check_first_byte(body: &[u8], first: u8, code: &'static str, wanted: &str) ->
 }
 
 fn read_utf8<'a>(body: &'a [u8], wanted: &str) -> Result<&'a str, Refusal> {
-    std::str::from_utf8(body).map_err(|error| {
-        let given = format!("what is not UTF-8 at byte {}", error.valid_up_to());
-        Wrong::new("not_json", given).of_body(wanted)
-    })
+    std::str::from_utf8(body).map_err(|error| not_utf8(error, wanted))
+}
+
+fn not_utf8(error: Utf8Error, wanted: &str) -> Refusal {
+    let given = format!("what is not UTF-8 at byte {}", error.valid_up_to());
+    Wrong::new("not_json", given).of_body(wanted)
 }
 
 #[cold]

@@ -159,6 +159,11 @@ impl Engine {
         self.stores.iter().map(|state| state.store.retained()).sum()
     }
 
+    /// No text that a feature may show is longer, in bytes.
+    pub fn longest_text(&self) -> usize {
+        self.stores.iter().map(|state| state.store.longest_text()).max().unwrap_or(0)
+    }
+
     /// Operations on values that had no answer (overflow, division by zero) and gave null.
     pub fn faults(&self) -> u64 {
         self.faults + self.stores.iter().map(|state| state.store.faults()).sum::<u64>()

@@ -10,6 +10,7 @@ use arrow_ipc::writer::{IpcWriteOptions, StreamWriter};
 use arrow_schema::{DataType, Field as ArrowField, Schema as ArrowSchema, TimeUnit};
 use penstock_native::answer::write_value;
 use penstock_native::conform::{Unknown, conform, conform_cells, keep_rows, read_ipc};
+use penstock_native::decode::Limits;
 use penstock_native::schema::{Field, Schema, Type};
 
 fn field(name: &str, kind: Type, optional: bool) -> Field {
@@ -35,7 +36,7 @@ fn batch(columns: Vec<(&str, ArrayRef)>) -> RecordBatch {
 fn rows(column: ArrayRef, kind: Type) -> Vec<String> {
     let schema = one(kind, true);
     let given = batch(vec![("value", column)]);
-    let (batch, refused) = conform(&given, &schema, Unknown::Refuse).unwrap();
+    let (batch, refused) = conform(&given, &schema, &Limits::default(), Unknown::Refuse).unwrap();
     assert_eq!(batch.schema(), schema.arrow());
     assert!(refused.is_sorted_by(|a, b| a.0 < b.0));
     let mut rows: Vec<String> = (0..batch.num_rows())
@@ -51,7 +52,9 @@ fn rows(column: ArrayRef, kind: Type) -> Vec<String> {
     }
     // A slice gives what its rows give.
     if given.num_rows() > 2 {
-        let (sliced, _) = conform(&given.slice(1, given.num_rows() - 2), &schema, Unknown::Refuse).unwrap();
+        let (sliced, _) =
+            conform(&given.slice(1, given.num_rows() - 2), &schema, &Limits::default(), Unknown::Refuse)
+                .unwrap();
         for row in
             (1..given.num_rows() - 1).filter(|row| refused.iter().all(|(bad, _)| *bad as usize != *row))
         {
@@ -64,7 +67,9 @@ fn rows(column: ArrayRef, kind: Type) -> Vec<String> {
 }
 
 fn error(column: ArrayRef, kind: Type) -> String {
-    conform(&batch(vec![("value", column)]), &one(kind, true), Unknown::Refuse).unwrap_err().to_string()
+    conform(&batch(vec![("value", column)]), &one(kind, true), &Limits::default(), Unknown::Refuse)
+        .unwrap_err()
+        .to_string()
 }
 
 fn array<A: Array + 'static>(array: A) -> ArrayRef {
@@ -190,7 +195,8 @@ fn a_double_made_from_a_decimals_text_becomes_that_decimal() {
         let doubles = unscaled.iter().map(|unscaled| format!("{unscaled}e-{scale}").parse::<f64>().unwrap());
         let given = batch(vec![("value", array(Float64Array::from_iter_values(doubles)))]);
         let (batch, refused) =
-            conform(&given, &one(Type::Decimal(20, scale), false), Unknown::Refuse).unwrap();
+            conform(&given, &one(Type::Decimal(20, scale), false), &Limits::default(), Unknown::Refuse)
+                .unwrap();
         assert!(refused.is_empty(), "scale {scale}: {}", refused[0].1);
         let values = batch.column(0).as_primitive::<Decimal128Type>();
         assert!(values.values().iter().zip(&unscaled).all(|(a, b)| *a == i128::from(*b)), "scale {scale}");
@@ -374,30 +380,45 @@ fn columns_are_found_by_name_and_the_missing_are_null_or_an_error() {
     let id = array(Int32Array::from(vec![1, 2]));
     let other = array(Int32Array::from(vec![3, 4]));
     let nulls = array(NullArray::new(2));
-    let (found, refused) =
-        conform(&batch(vec![("at", nulls.clone()), ("id", id.clone())]), &schema, Unknown::Refuse).unwrap();
+    let (found, refused) = conform(
+        &batch(vec![("at", nulls.clone()), ("id", id.clone())]),
+        &schema,
+        &Limits::default(),
+        Unknown::Refuse,
+    )
+    .unwrap();
     assert!(refused.is_empty());
     assert_eq!(found.schema(), schema.arrow());
     assert_eq!((found.column(1).null_count(), found.column(2).null_count()), (2, 2));
     let unknown = batch(vec![("id", id.clone()), ("extra", other.clone())]);
     assert_eq!(
-        conform(&unknown, &schema, Unknown::Refuse).unwrap_err().to_string(),
+        conform(&unknown, &schema, &Limits::default(), Unknown::Refuse).unwrap_err().to_string(),
         "column \"extra\" is not in the schema\nhint: the schema has id, card, at"
     );
-    assert_eq!(conform(&unknown, &schema, Unknown::Ignore).unwrap().0.num_columns(), 3);
+    assert_eq!(conform(&unknown, &schema, &Limits::default(), Unknown::Ignore).unwrap().0.num_columns(), 3);
     let missing = "there is no column \"id\", and the schema requires it (int64)";
     assert_eq!(
-        conform(&batch(vec![("card", nulls.clone())]), &schema, Unknown::Refuse).unwrap_err().to_string(),
+        conform(&batch(vec![("card", nulls.clone())]), &schema, &Limits::default(), Unknown::Refuse)
+            .unwrap_err()
+            .to_string(),
         missing
     );
     assert_eq!(
-        conform(&batch(vec![("id", nulls)]), &schema, Unknown::Refuse).unwrap_err().to_string(),
+        conform(&batch(vec![("id", nulls)]), &schema, &Limits::default(), Unknown::Refuse)
+            .unwrap_err()
+            .to_string(),
         "column \"id\" has only nulls, and the schema requires it (int64)"
     );
-    let twice = conform(&batch(vec![("id", id), ("id", other)]), &schema, Unknown::Ignore).unwrap_err();
+    let twice =
+        conform(&batch(vec![("id", id), ("id", other)]), &schema, &Limits::default(), Unknown::Ignore)
+            .unwrap_err();
     assert_eq!(twice.to_string(), "column \"id\" is there twice");
-    let empty =
-        conform(&batch(vec![("id", array(Int32Array::from(Vec::<i32>::new())))]), &schema, Unknown::Refuse);
+    let empty = conform(
+        &batch(vec![("id", array(Int32Array::from(Vec::<i32>::new())))]),
+        &schema,
+        &Limits::default(),
+        Unknown::Refuse,
+    );
     assert_eq!(empty.unwrap().0.num_rows(), 0);
 }
 
@@ -417,7 +438,7 @@ fn refused_rows_are_named_once_and_taken_out() {
         ("id", array(UInt64Array::from(vec![Some(0), Some(1), Some(2), Some(3), None]))),
         ("online", array(BooleanArray::from(vec![Some(true), Some(true), None, None, Some(false)]))),
     ]);
-    let (batch, refused) = conform(&given, &schema, Unknown::Refuse).unwrap();
+    let (batch, refused) = conform(&given, &schema, &Limits::default(), Unknown::Refuse).unwrap();
     let words: Vec<String> = refused.iter().map(|(row, refusal)| format!("{row} {refusal}")).collect();
     assert_eq!(
         words,
@@ -437,13 +458,15 @@ fn refused_rows_are_named_once_and_taken_out() {
 #[test]
 fn a_file_of_the_wrong_shape_is_one_error_and_not_a_million_refusals() {
     let given = batch(vec![("value", array(Float64Array::from(vec![f64::NAN; 1_000_000])))]);
-    let error = conform(&given, &one(Type::Float64, true), Unknown::Refuse).unwrap_err().to_string();
+    let error = conform(&given, &one(Type::Float64, true), &Limits::default(), Unknown::Refuse)
+        .unwrap_err()
+        .to_string();
     assert_eq!(
         error,
         "more than 100000 values do not fit; the first, in row 0: field \"value\": given NaN or an infinity, wanted float64"
     );
     let given = batch(vec![("value", array(BooleanArray::from(vec![None; 1_000_000])))]);
-    assert!(conform(&given, &one(Type::Bool, false), Unknown::Refuse).is_err());
+    assert!(conform(&given, &one(Type::Bool, false), &Limits::default(), Unknown::Refuse).is_err());
 }
 
 fn stream(batches: &[RecordBatch], options: IpcWriteOptions) -> Vec<u8> {
@@ -515,7 +538,7 @@ fn no_changed_byte_makes_reading_or_conforming_panic() {
             };
             read += 1;
             for batch in batches {
-                let _ = conform(&batch, &schema, Unknown::Ignore)
+                let _ = conform(&batch, &schema, &Limits::default(), Unknown::Ignore)
                     .map(|(batch, refused)| keep_rows(&batch, &refused));
             }
         }
@@ -553,7 +576,9 @@ fn nested_columns_are_named_and_refused() {
     let list = ListArray::from_iter_primitive::<Int32Type, _, _>([Some([Some(1)])]);
     let given = batch(vec![("value", array(list))]);
     let read = read_ipc(&stream(&[given], IpcWriteOptions::default())).unwrap();
-    let error = conform(&read[0], &one(Type::Int64, true), Unknown::Refuse).unwrap_err().to_string();
+    let error = conform(&read[0], &one(Type::Int64, true), &Limits::default(), Unknown::Refuse)
+        .unwrap_err()
+        .to_string();
     assert!(error.starts_with("column \"value\" holds List("), "{error}");
     assert_eq!(DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())), Type::Timestamp.arrow());
 }

@@ -5,7 +5,7 @@ use arrow_array::types::{Decimal128Type, Float64Type, Int64Type, TimestampMicros
 use arrow_array::{Array, RecordBatch};
 use penstock_native::answer::{DecisionWriter, Extra, finish, write_fallback, write_row, write_value};
 use penstock_native::decode::scalars::{read_decimal, read_time};
-use penstock_native::decode::{Decoder, Refusal, content_equal, split_array, split_lines};
+use penstock_native::decode::{ArrayCut, Decoder, Limits, Refusal, content_equal, split_lines};
 use penstock_native::schema::{Field, Schema, Type};
 
 fn field(name: &str, kind: Type, optional: bool) -> Field {
@@ -31,7 +31,7 @@ fn every_type() -> Schema {
 }
 
 fn decode_one(schema: &Schema, body: &[u8]) -> Result<RecordBatch, Refusal> {
-    let decoded = Decoder::new(schema, 0).decode(std::iter::once(body));
+    let decoded = Decoder::new(schema, 0, Limits::default()).decode(std::iter::once(body));
     assert_eq!(decoded.rows.len() + decoded.refused.len(), 1);
     assert_eq!(decoded.batch.num_rows(), decoded.rows.len());
     match decoded.refused.into_iter().next() {
@@ -383,7 +383,7 @@ fn a_refused_event_leaves_its_neighbours_as_they_were() {
         bodies.push(good(i));
         bodies.push(bad[i % 4].replace("} ", "}, "));
     }
-    let decoder = Decoder::new(&schema, 0);
+    let decoder = Decoder::new(&schema, 0, Limits::default());
     let decoded = decoder.decode(bodies.iter().map(String::as_bytes));
     let alone = decoder.decode(bodies.iter().step_by(2).map(String::as_bytes));
     assert_eq!(decoded.batch, alone.batch);
@@ -398,7 +398,7 @@ fn fields_may_come_in_any_order_and_change_it() {
     let parts =
         ["\"id\":\"a\"", "\"count\":7", "\"mean\":1.5", "\"amount\":2", "\"online\":true", "\"wide\":\"3\""];
     let mut random = Random(11);
-    let decoder = Decoder::new(&schema, 0);
+    let decoder = Decoder::new(&schema, 0, Limits::default());
     let first = format!("{{{}}}", parts.join(","));
     let expected = decoder.decode(std::iter::once(first.as_bytes())).batch;
     let bodies: Vec<String> = (0..200)
@@ -418,9 +418,13 @@ fn fields_may_come_in_any_order_and_change_it() {
 #[test]
 fn an_id_keeps_its_type_as_json_text() {
     let body = br#"{"id":"a\u00e9\"","count":12}"#;
-    assert_eq!(Decoder::new(&every_type(), 0).id_text(body).unwrap(), "\"aé\\\"\"".as_bytes());
-    assert_eq!(Decoder::new(&every_type(), 1).id_text(body).unwrap(), b"12");
-    let refusal = Decoder::new(&every_type(), 0).id_text(br#"{"id":"a","count":1.5}"#).unwrap_err();
+    assert_eq!(
+        Decoder::new(&every_type(), 0, Limits::default()).id_text(body).unwrap(),
+        "\"aé\\\"\"".as_bytes()
+    );
+    assert_eq!(Decoder::new(&every_type(), 1, Limits::default()).id_text(body).unwrap(), b"12");
+    let refusal =
+        Decoder::new(&every_type(), 0, Limits::default()).id_text(br#"{"id":"a","count":1.5}"#).unwrap_err();
     assert_eq!(refusal.field.as_deref(), Some("count"));
 }
 
@@ -461,12 +465,21 @@ fn content_is_equal_by_its_fields_and_not_by_its_bytes() {
 
 #[test]
 fn an_array_is_cut_into_its_events_or_refused_whole() {
-    let cut = |body: &'static str| {
-        let events = split_array(body.as_bytes());
-        events
-            .map(|events| events.iter().map(|event| std::str::from_utf8(event).unwrap()).collect::<Vec<_>>())
+    let cut_by = |body: &[u8], bytes: usize| {
+        let mut cut = ArrayCut::new(body.to_vec())?;
+        while !cut.advance(bytes)? {}
+        let (body, events) = cut.finish();
+        Ok(events
+            .into_iter()
+            .map(|event| String::from_utf8(body[event].to_vec()).unwrap())
+            .collect::<Vec<_>>())
     };
-    assert_eq!(cut(" [ ] \n").unwrap(), Vec::<&str>::new());
+    let cut = |body: &str| -> Result<Vec<String>, Refusal> {
+        let whole = cut_by(body.as_bytes(), usize::MAX);
+        assert_eq!(cut_by(body.as_bytes(), 1), whole, "{body}");
+        whole
+    };
+    assert_eq!(cut(" [ ] \n").unwrap(), Vec::<String>::new());
     assert_eq!(cut("[{\"a\": [1, \"]\"]} ,\n5,null]").unwrap(), ["{\"a\": [1, \"]\"]}", "5", "null"]);
     for (body, words) in [
         ("", "given an empty body, wanted a JSON array of objects"),
@@ -480,11 +493,11 @@ fn an_array_is_cut_into_its_events_or_refused_whole() {
         assert_eq!(cut(body).unwrap_err().to_string(), words, "given {body}");
     }
     assert_eq!(
-        split_array(b"[\"\xff\"]").unwrap_err().to_string(),
+        cut_by(b"[\"\xff\"]", 1).unwrap_err().to_string(),
         "given what is not UTF-8 at byte 2, wanted a JSON array of objects"
     );
     let deep = "[".repeat(1_000_000);
-    assert!(split_array(deep.as_bytes()).is_err());
+    assert!(cut(&deep).is_err());
 }
 
 #[test]
@@ -499,7 +512,7 @@ fn lines_are_cut_at_newlines_and_blank_ones_are_skipped() {
 #[test]
 fn what_is_written_is_decoded_to_the_same_row() {
     let schema = every_type();
-    let decoder = Decoder::new(&schema, 0);
+    let decoder = Decoder::new(&schema, 0, Limits::default());
     let mut random = Random(2026);
     for round in 0..200 {
         let bodies: Vec<String> = (0..20).map(|_| random_event(&schema, &mut random)).collect();
@@ -564,7 +577,7 @@ fn decimals_and_times_agree_with_arithmetic_of_their_own() {
 #[test]
 fn no_bytes_make_the_decoder_panic_and_all_it_takes_is_json() {
     let schema = every_type();
-    let decoder = Decoder::new(&schema, 0);
+    let decoder = Decoder::new(&schema, 0, Limits::default());
     let mut random = Random(99);
     let mut accepted = 0;
     for _ in 0..60_000 {
@@ -581,7 +594,21 @@ fn no_bytes_make_the_decoder_panic_and_all_it_takes_is_json() {
             let object = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&body);
             assert!(object.is_err(), "refused as not JSON: {:?}", String::from_utf8_lossy(&body));
         }
-        let _ = (split_array(&body), split_lines(&body));
+        let array = [b"[".as_slice(), &body, b",", &body, b"]"].concat();
+        let whole = serde_json::from_slice::<Vec<&serde_json::value::RawValue>>(&array);
+        let whole: Option<Vec<&str>> =
+            whole.ok().map(|events| events.iter().map(|event| event.get()).collect());
+        let cut =
+            ArrayCut::new(array.clone()).and_then(|mut cut| cut.advance(usize::MAX).map(|_| cut.finish()));
+        let cut =
+            cut.ok().map(|(body, events)| events.into_iter().map(|event| body[event].to_vec()).collect());
+        let cut: Option<Vec<Vec<u8>>> = cut;
+        assert_eq!(
+            cut.as_ref()
+                .map(|events| events.iter().map(|event| std::str::from_utf8(event).unwrap()).collect()),
+            whole
+        );
+        let _ = split_lines(&body);
     }
     assert!(accepted > 1_000, "too few mutations were harmless: {accepted}");
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use arrow_array::*;
 use penstock_native::conform::{Unknown, conform};
+use penstock_native::decode::Limits;
 use penstock_native::schema::{Field, Schema, Type};
 
 /// The columns of the Fraud Detection Handbook's transactions.
@@ -44,7 +45,8 @@ fn measure_conforming() {
         let mut times: Vec<f64> = (0..15)
             .map(|_| {
                 let start = thread_ns();
-                let (conformed, refused) = black_box(conform(&batch, &schema, Unknown::Refuse)).unwrap();
+                let (conformed, refused) =
+                    black_box(conform(&batch, &schema, &Limits::default(), Unknown::Refuse)).unwrap();
                 assert_eq!((conformed.num_rows(), refused.len()), (rows as usize, 0));
                 thread_ns() - start
             })

@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use penstock_native::answer::{DecisionWriter, Extra, finish};
-use penstock_native::decode::{Decoder, split_array, split_lines};
+use penstock_native::decode::{ArrayCut, Decoder, Limits, split_lines};
 use penstock_native::schema::{Field, Schema, Type};
 
 fn field(name: &str, kind: Type, optional: bool) -> Field {
@@ -73,7 +73,7 @@ fn median_ns(rounds: usize, units: usize, mut run: impl FnMut()) -> f64 {
 #[test]
 #[ignore = "a measurement"]
 fn measure_decoding() {
-    let decoder = Decoder::new(&payment(), 0);
+    let decoder = Decoder::new(&payment(), 0, Limits::default());
     let all = bodies(100_000);
     println!("bytes per event: {}", all[50_000].len());
     for size in [1, 10, 64, 1_000, 10_000] {
@@ -93,8 +93,8 @@ fn measure_decoding() {
         median_ns(99, 1_000, || drop(black_box(split_lines(&lines))))
     );
     println!(
-        "split_array: {:.0} ns per event",
-        median_ns(99, 1_000, || drop(black_box(split_array(&array))))
+        "ArrayCut: {:.0} ns per event",
+        median_ns(99, 1_000, || drop(black_box(ArrayCut::new(array.clone()).unwrap().advance(usize::MAX))))
     );
     let serde = median_ns(99, 1_000, || {
         for body in &all[..1_000] {
@@ -130,7 +130,7 @@ fn measure_answers() {
         )
     };
     let bodies: Vec<String> = (0..1_000).map(row).collect();
-    let decisions = Decoder::new(&schema, 0).decode(bodies.iter().map(String::as_bytes));
+    let decisions = Decoder::new(&schema, 0, Limits::default()).decode(bodies.iter().map(String::as_bytes));
     assert!(decisions.refused.is_empty(), "{}", decisions.refused[0].1);
     let writer = DecisionWriter::new(&schema, 5..20);
     let decisions = writer.rows(&decisions.batch);

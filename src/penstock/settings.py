@@ -48,7 +48,7 @@ SETTINGS = (
     Setting("host", "text", "127.0.0.1", "the address of the doors; only loopback so far"),
     Setting("port", "integer", 7070, "the port of the doors; 0 takes a free one"),
     Setting("state_bytes", "bytes", "4GiB", "at this size of the state new keys get the fallback", 1 << 20),
-    Setting("segment_bytes", "bytes", "64MiB", "the size of the log's files", 8 << 20),
+    Setting("segment_bytes", "bytes", "64MiB", "the size of the log's files", 16 << 20),
     Setting("commit_bytes", "bytes", "512KiB", "bulk appends are cut into commits of this size", 4096),
     Setting("retention", "duration", None, "remove the log's oldest files when they are older", 1),
     Setting("retention_bytes", "bytes", None, "remove the log's oldest files beyond this size", 1 << 20),

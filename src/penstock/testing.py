@@ -135,7 +135,7 @@ class Service:
         self._seed += 1
         self._unscored = []
         del self._gate
-        self._disk.crash(self._seed)
+        self._disk = self._disk.crash(self._seed)
         self._gate = self._open()
 
     def restart(self, pipeline: Pipeline | None = None) -> None:
@@ -262,7 +262,7 @@ def _core_settings(changed: Mapping[str, Any]) -> str:
     settings = {
         "state_bytes": 1 << 30,
         "commit_bytes": 256 << 10,
-        "segment_bytes": 1 << 20,
+        "segment_bytes": 16 << 20,
         "retention_us": None,
         "retention_bytes": None,
         "threads": 1,

@@ -223,3 +223,23 @@ def test_a_body_told_at_its_deadline_and_its_retry_in_one_cycle_are_told_the_sam
         assert [answer["timed_out"] for answer in retried] == [True] * 3
         assert [answer["timed_out"] for answer in again] == [True] * 3
         assert service.look_up("authorise", "p1")["late_decision"]["features"]["card_count_1h"] == 2
+
+
+def test_a_line_that_waits_after_its_body_was_told_the_fallback_is_told_so_alone(tmp_path: Path) -> None:
+    with testing.run(FIRST, now=NOON) as service:
+        body = b"\n".join(json.dumps(payment(number)).encode() for number in range(3))
+        alone = [json.dumps(each).encode() for each in (payment(1), payment(2, amount="1"), payment(9))]
+        requests = [(1, DECIDE_MANY, 0, body, 0)] + [(2 + index, DECIDE, 0, each, 0) for index, each in enumerate(alone)]
+        service._told = [1]
+        answers = {handle: (status, text, flags) for handle, status, text, flags in service._step(requests)}
+        status, text, flags = answers[2]
+        told = json.loads(text)
+        assert (status, told["timed_out"], told["cause"], flags & REPEAT) == (200, True, "deadline", REPEAT)
+        # What came first under an id counts: here the event that was asked about alone has other content.
+        assert json.loads(answers[3][1])["timed_out"] is False
+        assert json.loads(answers[4][1])["features"]["card_count_1h"] == 2
+        lines = [json.loads(line) for line in answers[1][1].splitlines()]
+        assert lines[2]["error"]["code"] == "id_conflict"
+        found = service.look_up("authorise", "p1")
+        assert (found["timed_out"], found["late_decision"]["features"]["card_count_1h"]) == (True, 4)
+        assert service.decide("authorise", payment(1)) == {**told, "took_ms": 0.0}

@@ -7,9 +7,9 @@ use arrow_array::{
 };
 use arrow_buffer::{BooleanBufferBuilder, NullBufferBuilder, OffsetBuffer, ScalarBuffer};
 
-use super::Wrong;
 use super::object::Value;
 use super::scalars::{read_decimal, read_float64, read_int64, read_time};
+use super::{Limits, Wrong};
 use crate::schema::{Field, Type};
 
 impl Value<'_> {
@@ -67,10 +67,13 @@ impl Column {
 
     /// Append a value, or nothing at all where it is refused.
     #[inline]
-    pub fn push(&mut self, value: Value) -> Result<(), Wrong> {
+    pub fn push(&mut self, value: Value, limits: &Limits) -> Result<(), Wrong> {
         match (&mut self.cells, value) {
             (_, Value::Null) => return self.push_null(),
-            (Cells::Text { ends, bytes }, Value::Text(text)) => push_text(ends, bytes, &text)?,
+            (Cells::Text { ends, bytes }, Value::Text(text)) => {
+                limits.check_text(text.len())?;
+                push_text(ends, bytes, &text)?;
+            }
             (Cells::Int64(values), Value::Number(text)) => values.push(read_int64(text)?),
             (Cells::Float64(values), Value::Number(text)) => values.push(read_float64(text)?),
             (Cells::Timestamp(values), Value::Text(text)) => values.push(read_time(&text)?),

@@ -37,6 +37,11 @@ pub trait File: Send + Sync {
     fn allocate(&self, bytes: u64) -> io::Result<()>;
 }
 
+/// Whether a disk, or somebody's part of it, has no space left.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     Read,

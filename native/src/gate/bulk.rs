@@ -3,21 +3,25 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
-use arrow_array::RecordBatch;
+use arrow_array::cast::AsArray;
+use arrow_array::{Array, RecordBatch};
 
-use super::admit::Seen;
-use super::admit::Taken;
-use super::core::{CLOSING_BYTES, Core, Cycle, Waiter, refusal_body, take_new};
-use super::words::Finished;
+use super::admit::{Seen, Taken, id_hashes};
+use super::core::{CLOSING_BYTES, Core, Cycle, Waiter, fallback_body, refusal_body, take_new, take_rows};
+use super::weight::{Sum, Weight};
+use super::words::{Finished, Words};
 use super::{Answer, Kind, Request, Tell, Tells, error_body};
 use crate::answer;
 use crate::conform::{Unknown, conform, keep_rows, read_ipc};
-use crate::decode::{Decoded, check_json, split_array, split_lines};
+use crate::decode::{ArrayCut, Decoded, Limits, check_json, content_equal, split_lines};
 use crate::error::{Error, Result};
+use crate::plan::Plan;
 use crate::schema::Schema;
 
 /// Memory is made for the answers of so many lines at a time.
 const LINES_AHEAD: usize = 4096;
+/// An array is cut into events so many bytes at a time.
+const CUT_BYTES: usize = 2 << 20;
 /// What a slice takes in the log beside its lines.
 const SLICE_BYTES: usize = 128;
 
@@ -48,6 +52,7 @@ pub(super) struct Bulk {
 #[derive(Clone, Copy)]
 enum Purpose {
     Decide(usize),
+    DryRun(usize),
     Events(usize),
 }
 
@@ -61,6 +66,11 @@ enum Source {
 const LINES_MAX: usize = 500_000;
 
 impl Source {
+    fn text(lines: Vec<Range<usize>>, body: Vec<u8>) -> std::result::Result<Source, Vec<u8>> {
+        check_readable(lines.len(), lines.iter().map(|line| &body[line.clone()]))?;
+        Ok(Source::Text { body, lines })
+    }
+
     fn len(&self) -> usize {
         match self {
             Source::Text { lines, .. } => lines.len(),
@@ -68,89 +78,167 @@ impl Source {
         }
     }
 
-    /// From this line on as many as make so many bytes in the log, and how many bytes they are about.
-    fn take(&self, first: usize, bytes_max: usize, decision_bytes: usize) -> (Range<usize>, usize) {
+    /// From this line on as many as the slice has left.
+    fn take(
+        &self,
+        first: usize,
+        slice: &mut Slice,
+        each: usize,
+        weight: Weight,
+        limits: &Limits,
+    ) -> Range<usize> {
         match self {
             Source::Text { lines, .. } => {
-                let (mut end, mut bytes) = (first, 0);
-                while end < lines.len() && bytes < bytes_max {
-                    bytes += lines[end].len() + decision_bytes;
+                let mut end = first;
+                while end < lines.len() && slice.has_left() {
+                    slice.take(lines[end].len() + each);
+                    slice.most.add(weight, lines[end].len(), limits);
                     end += 1;
                 }
-                (first..end, bytes)
+                first..end
             }
             Source::Arrow(batch) => {
-                let each = batch.get_array_memory_size() / batch.num_rows().max(1) + 1 + decision_bytes;
-                let count = bytes_max.div_ceil(each).min(batch.num_rows() - first);
-                (first..first + count, count * each)
+                let each = batch.get_array_memory_size() / batch.num_rows().max(1) + 1;
+                let count = slice.left.div_ceil(each).min(batch.num_rows() - first);
+                slice.take(count * each);
+                first..first + count
             }
         }
     }
 }
 
+/// What one cycle takes of large requests: about one commit of the bytes that are likely, and never more than fit.
+struct Slice {
+    left: usize,
+    most: Sum,
+    bytes_max: usize,
+    longest_text: usize,
+}
+
+impl Slice {
+    fn has_left(&self) -> bool {
+        self.left > 0 && self.most.bytes(self.longest_text) < self.bytes_max
+    }
+
+    fn take(&mut self, bytes: usize) {
+        self.left = self.left.saturating_sub(bytes);
+    }
+}
+
 impl Core {
     /// Read a request's outline; one that cannot be read is refused whole and takes nothing.
-    pub(super) fn queue_bulk(&mut self, cycle: &mut Cycle, request: Request) -> Result<()> {
-        let handle = request.handle;
-        let purpose = match request.kind {
-            Kind::DecideMany => Purpose::Decide(request.target),
-            _ => Purpose::Events(request.target),
+    pub(super) fn queue_bulk(&mut self, cycle: &mut Cycle, mut request: Request) {
+        if request.kind == Kind::EventsJson && request.body.trim_ascii_start().first() == Some(&b'[') {
+            match ArrayCut::new(std::mem::take(&mut request.body)) {
+                Ok(cut) => self.cutting.push_back((request, cut)),
+                Err(refusal) => self.enter(cycle, &request, Err(refusal_body(&refusal))),
+            }
+            return;
+        }
+        let body = std::mem::take(&mut request.body);
+        let source = match request.kind {
+            Kind::EventsArrow => read_arrow(&body, &self.plan.topics[request.target].schema()),
+            Kind::EventsJson => Source::text(vec![0..body.len()], body),
+            _ => {
+                let start = body.as_ptr() as usize;
+                let place =
+                    |line: &[u8]| line.as_ptr() as usize - start..line.as_ptr() as usize - start + line.len();
+                Source::text(split_lines(&body).into_iter().map(place).collect(), body)
+            }
         };
-        let held_ns = request.held_ns;
-        let source = match self.read_source(request) {
+        self.enter(cycle, &request, source);
+    }
+
+    /// Cut arrays into their events, the oldest first, for about as long as one slice takes.
+    pub(super) fn cut_arrays(&mut self, cycle: &mut Cycle) {
+        let Some((request, mut cut)) = self.cutting.pop_front() else { return };
+        match cut.advance(CUT_BYTES) {
+            Ok(false) => self.cutting.push_front((request, cut)),
+            Ok(true) => {
+                let (body, lines) = cut.finish();
+                self.enter(cycle, &request, Source::text(lines, body));
+            }
+            Err(refusal) => self.enter(cycle, &request, Err(refusal_body(&refusal))),
+        }
+    }
+
+    fn enter(&mut self, cycle: &mut Cycle, request: &Request, source: std::result::Result<Source, Vec<u8>>) {
+        let source = match source {
             Ok(source) => source,
             Err(body) => {
                 self.stats.refused += 1;
-                cycle.answers.push(Answer::plain(handle, 422, body));
-                return Ok(());
+                cycle.answers.push(Answer::plain(request.handle, 422, body));
+                return;
             }
         };
-        let number = self.insert_bulk(Bulk::new(handle, held_ns, purpose, source));
-        self.bulk_queue.push_back(number);
-        Ok(())
-    }
-
-    /// A place to gather the lines of a dry run, which takes nothing.
-    pub(super) fn open_dry_run(&mut self, request: &Request, lines: usize) -> u64 {
-        let nothing = Source::Text { body: Vec::new(), lines: vec![0..0; lines] };
-        let mut bulk = Bulk::new(request.handle, request.held_ns, Purpose::Decide(request.target), nothing);
-        bulk.next = lines;
-        self.insert_bulk(bulk)
-    }
-
-    fn insert_bulk(&mut self, bulk: Bulk) -> u64 {
+        let purpose = match request.kind {
+            Kind::DecideMany => Purpose::Decide(request.target),
+            Kind::DryRunMany => Purpose::DryRun(request.target),
+            _ => Purpose::Events(request.target),
+        };
         let number = self.next_number;
         self.next_number += 1;
-        self.bulk.insert(number, bulk);
-        number
+        self.bulk.insert(number, Bulk::new(request.handle, request.held_ns, purpose, source));
+        self.bulk_queue.push_back(number);
     }
 
     /// Take the next lines of large requests, the oldest first, about one commit of them.
     pub(super) fn take_bulk(&mut self, cycle: &mut Cycle) -> Result<()> {
-        let mut left = self.settings.commit_bytes;
-        while left > 0
+        let mut slice = Slice {
+            left: self.weights.commit_bytes,
+            most: Sum::default(),
+            bytes_max: self.weights.cycle_bytes,
+            longest_text: self.engine.longest_text(),
+        };
+        while slice.has_left()
             && let Some(&number) = self.bulk_queue.front()
         {
-            let bulk = self.bulk.get_mut(&number).expect("what is queued is there");
-            let (lines, bytes) = bulk.source.take(bulk.next, left, decision_bytes(&self.plan, bulk.purpose));
-            left = left.saturating_sub(bytes + SLICE_BYTES);
-            bulk.next = lines.end;
-            if bulk.next == bulk.source.len() {
-                self.bulk_queue.pop_front();
-            }
-            self.take_slice(cycle, number, lines)?;
+            let bulk = &self.bulk[&number];
+            let (purpose, each) = (bulk.purpose, decision_bytes(&self.plan, bulk.purpose));
+            let lines =
+                bulk.source.take(bulk.next, &mut slice, each, self.weight(purpose), &self.weights.limits);
+            slice.take(SLICE_BYTES);
+            self.take_slice(cycle, number, purpose, lines, &mut slice)?;
         }
         Ok(())
     }
 
-    fn take_slice(&mut self, cycle: &mut Cycle, number: u64, lines: Range<usize>) -> Result<()> {
-        let purpose = self.bulk[&number].purpose;
-        if let Some(reason) = self.stats.full.clone() {
+    fn weight(&self, purpose: Purpose) -> Weight {
+        match purpose {
+            Purpose::Decide(policy) | Purpose::DryRun(policy) => self.weights.decision(policy),
+            Purpose::Events(topic) => self.weights.event(topic),
+        }
+    }
+
+    /// These lines of a request are taken; a later slice takes the next.
+    fn advance(&mut self, number: u64, end: usize) {
+        let bulk = self.bulk.get_mut(&number).expect("it is being taken");
+        bulk.next = end;
+        if bulk.next == bulk.source.len() {
+            self.bulk_queue.pop_front();
+            self.told_lines.retain(|_, (each, _)| *each != number);
+        }
+    }
+
+    fn take_slice(
+        &mut self,
+        cycle: &mut Cycle,
+        number: u64,
+        purpose: Purpose,
+        mut lines: Range<usize>,
+        slice: &mut Slice,
+    ) -> Result<()> {
+        if let Some(reason) = self.stats.full.clone()
+            && !matches!(purpose, Purpose::DryRun(_))
+        {
+            self.advance(number, lines.end);
             let body = error_body("disk_full", &reason, None);
             lines.for_each(|line| self.refuse_line(number, line, &body));
             return Ok(());
         }
-        let decoded = match self.decode_lines(number, purpose, lines.clone()) {
+        let decoded = self.decode_lines(number, purpose, &mut lines, slice);
+        self.advance(number, lines.end);
+        let decoded = match decoded {
             // Only a look at the values shows some of what a whole slice lacks.
             Err(error @ Error::Invalid { .. }) => {
                 self.stats.refused += lines.len() as u64;
@@ -170,33 +258,56 @@ impl Core {
                 let waiters = lines.iter().map(|&line| Waiter::Line { bulk: number, line }).collect();
                 self.decide_rows(cycle, policy, decoded.batch, waiters)
             }
+            Purpose::DryRun(policy) => {
+                let waiters = lines.iter().map(|&line| Waiter::Line { bulk: number, line }).collect();
+                self.dry_run_rows(cycle, policy, decoded.batch, waiters)
+            }
             Purpose::Events(topic) => self.take_events(cycle, number, topic, decoded.batch, &lines),
         }
     }
 
-    fn read_source(&self, request: Request) -> std::result::Result<Source, Vec<u8>> {
-        match request.kind {
-            Kind::EventsArrow => read_arrow(&request.body, &self.plan.topics[request.target].schema()),
-            _ => read_text(request),
-        }
-    }
-
-    fn decode_lines(&self, number: u64, purpose: Purpose, lines: Range<usize>) -> Result<Decoded> {
+    fn decode_lines(
+        &self,
+        number: u64,
+        purpose: Purpose,
+        lines: &mut Range<usize>,
+        slice: &mut Slice,
+    ) -> Result<Decoded> {
         let topic = match purpose {
-            Purpose::Decide(policy) => self.plan.policy_topic(policy),
+            Purpose::Decide(policy) | Purpose::DryRun(policy) => self.plan.policy_topic(policy),
             Purpose::Events(topic) => topic,
         };
         match &self.bulk[&number].source {
             Source::Text { body, lines: ranges } => {
-                Ok(self.decoders[topic].decode(ranges[lines].iter().map(|range| &body[range.clone()])))
+                let lines = ranges[lines.clone()].iter().map(|range| &body[range.clone()]);
+                Ok(self.decoders[topic].decode(lines))
             }
-            Source::Arrow(batch) => {
-                let slice = batch.slice(lines.start, lines.len());
-                let (batch, refused) = conform(&slice, &self.plan.topics[topic].schema(), Unknown::Refuse)?;
-                let wrong: HashSet<u32> = refused.iter().map(|(row, _)| *row).collect();
-                let rows = (0..lines.len() as u32).filter(|row| !wrong.contains(row)).collect();
-                Ok(Decoded { batch: keep_rows(&batch, &refused), rows, refused })
+            Source::Arrow(batch) => self.conform_rows(topic, batch, lines, slice),
+        }
+    }
+
+    /// Rows of an Arrow body as the topic's events: fewer of them where their texts are many bytes.
+    fn conform_rows(
+        &self,
+        topic: usize,
+        batch: &RecordBatch,
+        lines: &mut Range<usize>,
+        slice: &mut Slice,
+    ) -> Result<Decoded> {
+        let (schema, weight) = (self.plan.topics[topic].schema(), self.weights.event(topic));
+        loop {
+            let part = batch.slice(lines.start, lines.len());
+            let (batch, refused) = conform(&part, &schema, &self.weights.limits, Unknown::Refuse)?;
+            let mut most = slice.most;
+            most.add_events(weight, lines.len(), text_bytes(&batch));
+            if most.bytes(slice.longest_text) > slice.bytes_max && lines.len() > 1 {
+                lines.end = lines.start + lines.len() / 2;
+                continue;
             }
+            slice.most = most;
+            let wrong: HashSet<u32> = refused.iter().map(|(row, _)| *row).collect();
+            let rows = (0..lines.len() as u32).filter(|row| !wrong.contains(row)).collect();
+            return Ok(Decoded { batch: keep_rows(&batch, &refused), rows, refused });
         }
     }
 
@@ -243,7 +354,7 @@ impl Core {
     pub(super) fn refuse_line(&mut self, number: u64, line: usize, body: &[u8]) {
         let Some(bulk) = self.bulk.get_mut(&number) else { return };
         match bulk.purpose {
-            Purpose::Decide(_) => bulk.answer(line, |text| text.extend_from_slice(body)),
+            Purpose::Decide(_) | Purpose::DryRun(_) => bulk.answer(line, |text| text.extend_from_slice(body)),
             Purpose::Events(_) => bulk.rejected.push((line, body.to_vec())),
         }
         bulk.open -= 1;
@@ -285,6 +396,60 @@ impl Core {
         }
     }
 
+    /// Lines that still wait to be taken when their caller is told the fallback: whoever asks about one alone meanwhile
+    /// is told the same.
+    pub(super) fn find_told_lines(&mut self, cycle: &Cycle) {
+        let told = |bulk: &Bulk| !bulk.told && cycle.is_told(bulk.handle);
+        for (&number, bulk) in self.bulk.iter().filter(|(_, bulk)| told(bulk)) {
+            let (Purpose::Decide(policy), Source::Text { body, lines }) = (bulk.purpose, &bulk.source) else {
+                continue;
+            };
+            let topic = self.plan.policy_topic(policy);
+            let waiting = lines[bulk.next..].iter().map(|line| &body[line.clone()]);
+            let decoded = self.decoders[topic].decode(waiting);
+            let about = &self.plan.topics[topic];
+            let hashes = id_hashes(about, decoded.batch.column(about.id));
+            for (hash, row) in hashes.into_iter().zip(decoded.rows) {
+                // The first of equal ids is the one that will be new.
+                self.told_lines.entry((policy, hash)).or_insert((number, bulk.next + row as usize));
+            }
+        }
+    }
+
+    /// Tell those the fallback whose event is such a line; the others remain.
+    pub(super) fn answer_told(
+        &mut self,
+        cycle: &mut Cycle,
+        policy: usize,
+        batch: RecordBatch,
+        waiters: Vec<Waiter>,
+    ) -> Result<(RecordBatch, Vec<Waiter>)> {
+        if self.told_lines.is_empty() {
+            return Ok((batch, waiters));
+        }
+        let topic = self.plan.policy_topic(policy);
+        let about = &self.plan.topics[topic];
+        let hashes = id_hashes(about, batch.column(about.id));
+        let same = |(row, hash): (usize, &u64)| {
+            let Some((number, line)) = self.told_lines.get(&(policy, *hash)) else { return false };
+            let Source::Text { body, lines } = &self.bulk[number].source else { return false };
+            let line = self.decoders[topic].decode(std::iter::once(&body[lines[*line].clone()]));
+            content_equal(&batch, row, &line.batch, 0)
+        };
+        let told: Vec<bool> = hashes.iter().enumerate().map(same).collect();
+        let mut kept = Vec::with_capacity(waiters.len());
+        for (row, waiter) in waiters.into_iter().enumerate() {
+            if told[row] {
+                self.stats.repeats += 1;
+                let body = fallback_body(&self.plan, policy, &batch, row);
+                cycle.finish(waiter.repeated(), Words::Made(body), None);
+            } else {
+                kept.push(waiter);
+            }
+        }
+        Ok((take_rows(&batch, told.iter().map(|told| !told))?, kept))
+    }
+
     /// Large requests that were told the fallback: every line that was decided, and those that will be.
     pub(super) fn tell_bulk(&mut self, cycle: &mut Cycle, told: &HashSet<u64>) {
         for bulk in self.bulk.values_mut() {
@@ -314,7 +479,7 @@ impl Bulk {
             next: 0,
             open: lines,
             text: Vec::new(),
-            answers: vec![0..0; if matches!(purpose, Purpose::Decide(_)) { lines } else { 0 }],
+            answers: vec![0..0; if matches!(purpose, Purpose::Events(_)) { 0 } else { lines }],
             answered: 0,
             in_order: true,
             offsets: vec![None; if matches!(purpose, Purpose::Events(_)) { lines } else { 0 }],
@@ -340,12 +505,12 @@ impl Bulk {
 
     fn body(&mut self) -> Vec<u8> {
         match self.purpose {
-            Purpose::Decide(_) if self.in_order => std::mem::take(&mut self.text),
-            Purpose::Decide(_) => {
+            Purpose::Events(_) => self.events_body(),
+            _ if self.in_order => std::mem::take(&mut self.text),
+            _ => {
                 let answers = self.answers.iter().map(|answer| &self.text[answer.clone()]);
                 answers.collect::<Vec<_>>().concat()
             }
-            Purpose::Events(_) => self.events_body(),
         }
     }
 
@@ -385,7 +550,8 @@ fn read_arrow(body: &[u8], schema: &Schema) -> std::result::Result<Source, Vec<u
         return Err(error_body("empty", "given a stream without rows, wanted events", None));
     };
     // Whether the columns fit is a matter of the whole stream; whether the values do, of each row.
-    conform(&first.slice(0, 0), schema, Unknown::Refuse).map_err(|error| wrong(&error))?;
+    conform(&first.slice(0, 0), schema, &Limits::default(), Unknown::Refuse)
+        .map_err(|error| wrong(&error))?;
     let batch =
         arrow_select::concat::concat_batches(&first.schema(), &batches).map_err(|error| wrong(&error))?;
     if batch.num_rows() == 0 {
@@ -394,40 +560,36 @@ fn read_arrow(body: &[u8], schema: &Schema) -> std::result::Result<Source, Vec<u
     Ok(Source::Arrow(batch))
 }
 
-fn read_text(request: Request) -> std::result::Result<Source, Vec<u8>> {
-    let body = request.body;
-    let array = request.kind == Kind::EventsJson && body.trim_ascii_start().first() == Some(&b'[');
-    let lines = match request.kind {
-        Kind::EventsJson if array => split_array(&body).map_err(|refusal| refusal_body(&refusal))?,
-        Kind::EventsJson => vec![body.trim_ascii()],
-        _ => split_lines(&body),
-    };
-    check_readable(&lines)?;
-    let start = body.as_ptr() as usize;
-    let lines = lines.iter().map(|line| line.as_ptr() as usize - start).zip(&lines);
-    let lines = lines.map(|(at, line)| at..at + line.len()).collect();
-    Ok(Source::Text { lines, body })
-}
-
 /// A body without events, or with no line that is JSON, cannot be read; else each line has a result of its own.
-pub(super) fn check_readable(lines: &[&[u8]]) -> std::result::Result<(), Vec<u8>> {
-    if lines.iter().all(|line| line.is_empty()) {
+fn check_readable<'a>(
+    count: usize,
+    lines: impl Iterator<Item = &'a [u8]> + Clone,
+) -> std::result::Result<(), Vec<u8>> {
+    if lines.clone().all(|line| line.trim_ascii().is_empty()) {
         return Err(error_body("empty", "given a body without events, wanted at least one", None));
     }
-    if lines.len() > LINES_MAX {
-        let message = format!("given {} events in one body, wanted at most {LINES_MAX}", lines.len());
+    if count > LINES_MAX {
+        let message = format!("given {count} events in one body, wanted at most {LINES_MAX}");
         return Err(error_body("too_many_events", &message, None));
     }
-    let mut refusals = lines.iter().map(|line| check_json(line).err());
+    let mut refusals = lines.map(|line| check_json(line).err());
     match refusals.next().flatten() {
         Some(first) if refusals.all(|refusal| refusal.is_some()) => Err(refusal_body(&first)),
         _ => Ok(()),
     }
 }
 
-fn decision_bytes(plan: &crate::plan::Plan, purpose: Purpose) -> usize {
+fn text_bytes(batch: &RecordBatch) -> usize {
+    let texts = batch.columns().iter().filter_map(|column| column.as_string_opt::<i32>());
+    texts.map(|text| (text.offsets()[text.len()] - text.offsets()[0]) as usize).sum()
+}
+
+/// What a decision is likely to take in the log beside its event.
+fn decision_bytes(plan: &Plan, purpose: Purpose) -> usize {
     match purpose {
         Purpose::Events(_) => 0,
-        Purpose::Decide(policy) => 96 + 9 * plan.features[plan.policies[policy].features].columns.len(),
+        Purpose::Decide(policy) | Purpose::DryRun(policy) => {
+            96 + 9 * plan.features[plan.policies[policy].features].columns.len()
+        }
     }
 }

@@ -8,15 +8,16 @@ use arrow_array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, 
 use hashbrown::HashTable;
 
 use super::admit::{Fresh, Group, Id, Seen, SeenEvent, Taken, ahead, find_id, id_hash, id_hashes, id_value};
-use super::bulk::{Bulk, check_readable};
+use super::bulk::Bulk;
 use super::stats::Stats;
 use super::stored::Commits;
+use super::weight::{Sum, Weights, timeout_bytes};
 use super::words::{Body, Decided, Finished, Worded, Words};
 use super::{Answer, Clock, Kind, MODEL, REPEAT, Request, Tell, Tells, Told, error_body};
 use crate::answer::{self, DecisionWriter, Extra};
 use crate::conform::write_ipc;
 use crate::decide::{Case, Decider, Verdicts, no_score};
-use crate::decode::{Decoder, Refusal, split_lines};
+use crate::decode::{ArrayCut, Decoder, Refusal};
 use crate::disk::Disk;
 use crate::engine::{Engine, LATE, STATELESS, event_times};
 use crate::error::{Error, Result};
@@ -40,9 +41,9 @@ pub struct Settings {
     pub threads: usize,
 }
 
+/// One cycle takes at most so many requests.
+const CYCLE_REQUESTS: usize = 1_024;
 /// How often `tend` has something to do.
-/// What a timeout takes in the log beside a text of an id, about.
-const TIMEOUT_BYTES: usize = 64;
 pub const TEND_US: i64 = 60_000_000;
 
 /// What a policy keeps in the log beside its topic's events.
@@ -77,12 +78,21 @@ pub struct Core {
     /// Each schema of decisions, by id, with its policy's writer.
     pub(super) writers: HashMap<u32, DecisionWriter>,
     pub(super) bulk: BTreeMap<u64, Bulk>,
+    /// Arrays that are being cut into their events.
+    pub(super) cutting: VecDeque<(Request, ArrayCut)>,
     /// Those of `bulk` that still have rows to take, in order.
     pub(super) bulk_queue: VecDeque<u64>,
     pub(super) bulk_turn: bool,
+    /// By policy and hash of the id: lines whose caller was told the fallback, and they are not taken yet.
+    pub(super) told_lines: HashMap<(usize, u64), (u64, usize)>,
     pub(super) pending: BTreeMap<u64, Pending>,
     /// Models' answers that are to be taken.
     pub(super) scored: VecDeque<Request>,
+    pub(super) weights: Weights,
+    /// So many bytes are kept free for what is in flight, beyond what a cycle takes.
+    pub(super) reserve_bytes: usize,
+    /// The disk is so full that what is in flight waits too.
+    pub(super) holding: bool,
     /// By policy and offset: who was told the fallback, and it is not in the log yet.
     pub(super) untold: BTreeMap<(usize, i64), Tell>,
     pub(super) next_number: u64,
@@ -143,7 +153,23 @@ pub(super) struct Cycle {
 impl Core {
     /// Whether `step` has work left that no new request has to bring.
     pub fn busy(&self) -> bool {
-        !self.bulk_queue.is_empty() || !self.untold.is_empty() || !self.scored.is_empty()
+        !(self.bulk_queue.is_empty() && self.cutting.is_empty())
+            || (!self.holding && !(self.untold.is_empty() && self.scored.is_empty()))
+    }
+
+    /// How many of these requests, from the first on, one cycle takes: its commit has the space that was kept for it.
+    pub fn fitting<'a>(&self, requests: impl Iterator<Item = &'a Request>) -> usize {
+        let (longest, mut sum, mut bytes) = (self.engine.longest_text(), Sum::default(), 0);
+        let fits = |(index, request): &(usize, &Request)| {
+            match request.kind {
+                Kind::Decide => {
+                    sum.add(self.weights.decision(request.target), request.body.len(), &self.weights.limits)
+                }
+                _ => bytes += request.body.len(),
+            }
+            *index == 0 || sum.bytes(longest).max(bytes) <= self.weights.cycle_bytes
+        };
+        requests.take(CYCLE_REQUESTS).enumerate().take_while(fits).count()
     }
 
     /// One cycle.
@@ -153,7 +179,7 @@ impl Core {
         let started = self.clock.monotonic_ns();
         let mut cycle = Cycle::new(self.clock.now_us(), told);
         self.stats.beat += 1;
-        self.stats.full = self.room(&requests);
+        self.look_for_room()?;
         self.recall_told(&mut cycle);
         let mut decides: Vec<Vec<Request>> = Vec::new();
         decides.resize_with(self.plan.policies.len(), Vec::new);
@@ -165,28 +191,34 @@ impl Core {
                 }
                 Kind::Decide => decides[request.target].push(request),
                 Kind::Lookup => lookups.push(request),
-                Kind::DryRun | Kind::DryRunMany => self.dry_run(&mut cycle, request)?,
+                Kind::DryRun => self.dry_run(&mut cycle, request)?,
+                Kind::DryRunMany => self.queue_bulk(&mut cycle, request),
                 Kind::Scores => self.scored.push_back(request),
                 _ if self.stats.full.is_some() => cycle.answers.push(self.full_answer(request.handle)),
                 Kind::Position => self.note_position(&mut cycle, request),
-                _ => self.queue_bulk(&mut cycle, request)?,
+                _ => self.queue_bulk(&mut cycle, request),
             }
         }
-        // A bulk slice and waiting decisions take turns: neither is held back by more than one commit of the other.
+        // A slice of large requests and waiting decisions take turns: neither is held back by more than one commit of
+        // the other.
         let waiting = decides.iter().any(|requests| !requests.is_empty());
+        self.find_told_lines(&cycle);
+        let turn = !waiting || self.bulk_turn;
+        self.bulk_turn = !turn;
         for (policy, requests) in decides.into_iter().enumerate() {
             if !requests.is_empty() {
                 self.decide_singles(&mut cycle, policy, requests)?;
             }
         }
-        if !waiting || self.bulk_turn {
+        if turn {
+            self.cut_arrays(&mut cycle);
             self.take_bulk(&mut cycle)?;
         }
-        self.bulk_turn = waiting;
         self.stage_tells(&mut cycle)?;
         // Last, so that a retry in this cycle still finds its first attempt waiting, and who was told is known; and no
         // more than about a commit of them.
-        while cycle.decided_bytes() < self.settings.commit_bytes
+        while !self.holding
+            && cycle.decided_bytes() < self.weights.commit_bytes
             && let Some(request) = self.scored.pop_front()
         {
             self.take_scores(&mut cycle, request)?;
@@ -209,7 +241,7 @@ impl Core {
         let now_us = self.clock.now_us();
         if self.stats.full.is_some() {
             // Who is told that the disk is full may send nothing more: that there is space again is seen without it.
-            self.stats.full = self.room(&[]);
+            self.look_for_room()?;
         }
         if now_us.saturating_sub(self.tended_us) >= TEND_US {
             self.tended_us = now_us;
@@ -239,7 +271,8 @@ impl Core {
             .map(|&index| &requests[index as usize])
             .map(|request| Waiter::One { handle: request.handle, held_ns: request.held_ns, repeat: false })
             .collect();
-        self.decide_rows(cycle, policy, decoded.batch, waiters)
+        let (batch, waiters) = self.answer_told(cycle, policy, decoded.batch, waiters)?;
+        self.decide_rows(cycle, policy, batch, waiters)
     }
 
     /// Decide about the new rows of a batch, and find for the others what was said before.
@@ -669,9 +702,25 @@ impl Core {
     // Dry runs.
 
     fn dry_run(&mut self, cycle: &mut Cycle, request: Request) -> Result<()> {
-        let policy = request.target;
+        let topic = self.plan.policy_topic(request.target);
+        let decoded = self.decoders[topic].decode(std::iter::once(request.body.as_slice()));
+        if let Some((_, refusal)) = decoded.refused.first() {
+            cycle.answers.push(refused_answer(request.handle, refusal));
+            return Ok(());
+        }
+        let waiter = Waiter::One { handle: request.handle, held_ns: request.held_ns, repeat: false };
+        self.dry_run_rows(cycle, request.target, decoded.batch, vec![waiter])
+    }
+
+    /// What would be decided about each row if it alone came next.
+    pub(super) fn dry_run_rows(
+        &mut self,
+        cycle: &mut Cycle,
+        policy: usize,
+        batch: RecordBatch,
+        waiters: Vec<Waiter>,
+    ) -> Result<()> {
         let topic = self.plan.policy_topic(policy);
-        let Some((batch, waiters)) = self.dry_run_rows(cycle, &request)? else { return Ok(()) };
         let (batch, waiters) = self.refuse_ahead(cycle, topic, batch, waiters)?;
         if batch.num_rows() == 0 {
             return Ok(());
@@ -691,37 +740,6 @@ impl Core {
         let verdicts = self.deciders[policy].decide(&batch.case(&score))?;
         let pending = Pending { policy, batch, waiters, told: Vec::new(), started_ns: 0, dry_run: true };
         self.conclude_dry_run(cycle, pending, &score, verdicts)
-    }
-
-    /// A dry run's events: one in the body, or a line each; several are gathered under a number of their own.
-    fn dry_run_rows(
-        &mut self,
-        cycle: &mut Cycle,
-        request: &Request,
-    ) -> Result<Option<(RecordBatch, Vec<Waiter>)>> {
-        let topic = self.plan.policy_topic(request.target);
-        if request.kind == Kind::DryRun {
-            let decoded = self.decoders[topic].decode(std::iter::once(request.body.as_slice()));
-            if let Some((_, refusal)) = decoded.refused.first() {
-                cycle.answers.push(refused_answer(request.handle, refusal));
-                return Ok(None);
-            }
-            let waiter = Waiter::One { handle: request.handle, held_ns: request.held_ns, repeat: false };
-            return Ok(Some((decoded.batch, vec![waiter])));
-        }
-        let lines = split_lines(&request.body);
-        if let Err(body) = check_readable(&lines) {
-            cycle.answers.push(Answer::plain(request.handle, 422, body));
-            return Ok(None);
-        }
-        let decoded = self.decoders[topic].decode(lines.iter().copied());
-        let number = self.open_dry_run(request, lines.len());
-        for (line, refusal) in &decoded.refused {
-            self.refuse_line(number, *line as usize, &refusal_body(refusal));
-        }
-        let waiters =
-            decoded.rows.iter().map(|&line| Waiter::Line { bulk: number, line: line as usize }).collect();
-        Ok(Some((decoded.batch, waiters)))
     }
 
     /// Leave out what would be refused for its time.
@@ -791,7 +809,8 @@ impl Core {
         self.untold.extend(tells.into_iter().map(|tell| ((tell.policy, tell.offset), tell)));
         // As many as a commit takes; the rest is the next cycles' work.
         let (mut taken, mut bytes) = (Vec::new(), 0);
-        while bytes < self.settings.commit_bytes
+        while !self.holding
+            && bytes < self.weights.commit_bytes
             && let Some((_, tell)) = self.untold.pop_first()
         {
             bytes += self.timeout_bytes(&tell);
@@ -819,7 +838,7 @@ impl Core {
     fn timeout_bytes(&self, tell: &Tell) -> usize {
         let id = tell.events.column(self.plan.topics[self.plan.policy_topic(tell.policy)].id);
         let text = id.as_string_opt::<i32>().map_or(8, |ids| ids.value_length(tell.row) as usize);
-        text + TIMEOUT_BYTES
+        timeout_bytes(text, &self.plan, tell.policy)
     }
 
     /// One table, however many were told: a commit's sections are limited.
@@ -998,15 +1017,32 @@ impl Core {
         }
     }
 
-    /// Why there is no space for what these requests would write, if so.
-    fn room(&mut self, requests: &[Request]) -> Option<String> {
-        // Large requests are taken in slices, each of about one commit.
-        let singles = requests.iter().filter(|request| request.kind == Kind::Decide);
-        let bytes: usize = singles.map(|request| 2 * request.body.len() + 1024).sum();
-        match self.log.room((bytes + 2 * self.settings.commit_bytes) as u64) {
-            Ok(()) => None,
-            Err(error) => Some(error.to_string()),
+    /// Whether there is space for a cycle, and after it for the decisions that are in flight. New events are refused
+    /// before those lack it; where it is lacking all the same, they wait in memory.
+    fn look_for_room(&mut self) -> Result<()> {
+        let reserve = self.in_flight_bytes().min(self.reserve_bytes);
+        self.stats.full = self.full(self.weights.cycle_bytes_max() + reserve)?;
+        self.holding = self.stats.full.is_some() && self.full(self.weights.held_bytes_max())?.is_some();
+        Ok(())
+    }
+
+    /// Why the log has no space for so many bytes, if so.
+    fn full(&mut self, bytes: usize) -> Result<Option<String>> {
+        match self.log.room(bytes as u64) {
+            Ok(()) => Ok(None),
+            Err(error @ Error::Full { .. }) => Ok(Some(error.to_string())),
+            Err(error) => Err(error),
         }
+    }
+
+    /// About what the answers of models and who was told the fallback will take in the log.
+    fn in_flight_bytes(&self) -> usize {
+        let longest = self.engine.longest_text();
+        let pending = self.pending.values().map(|pending| {
+            let rows = if pending.dry_run { 0 } else { pending.told.len() };
+            rows * self.weights.decision(pending.policy).bytes(longest)
+        });
+        pending.sum::<usize>() + self.untold.values().map(|tell| self.timeout_bytes(tell)).sum::<usize>()
     }
 
     pub(super) fn full_answer(&self, handle: u64) -> Answer {
@@ -1025,7 +1061,7 @@ impl Core {
     }
 
     fn refresh_stats(&mut self) {
-        self.stats.queued = self.bulk_queue.len() as u64;
+        self.stats.queued = (self.cutting.len() + self.bulk_queue.len()) as u64;
         self.stats.pending = self.pending.values().map(|pending| pending.told.len() as u64).sum();
         self.stats.log_sequence = self.log.last_sequence();
         // Walking what the state holds costs time, and its size changes slowly.
@@ -1081,7 +1117,11 @@ impl Cycle {
         }
     }
 
-    /// Whether a first attempt has been told the fallback: then those who wait with it are told it too.
+    /// Whether the caller of a request has been told the fallback.
+    pub fn is_told(&self, handle: u64) -> bool {
+        self.told.contains(&handle)
+    }
+
     fn decided_bytes(&self) -> usize {
         self.decided.iter().map(|decided| decided.table.get_array_memory_size()).sum()
     }
@@ -1100,7 +1140,7 @@ impl Batch {
 }
 
 impl Waiter {
-    fn repeated(&self) -> Waiter {
+    pub fn repeated(&self) -> Waiter {
         match *self {
             Waiter::One { handle, held_ns, .. } => Waiter::One { handle, held_ns, repeat: true },
             Waiter::Line { bulk, line } => Waiter::Line { bulk, line },
@@ -1156,11 +1196,15 @@ pub(super) fn fallback_body(plan: &Plan, policy: usize, events: &RecordBatch, ro
     body
 }
 
-/// The new rows of a batch; all of it is the usual case, and costs nothing.
+/// The new rows of a batch.
 pub(super) fn take_new(batch: &RecordBatch, seen: &[Seen]) -> Result<RecordBatch> {
-    let rows: Vec<u32> =
-        (0..seen.len() as u32).filter(|&row| matches!(seen[row as usize], Seen::New)).collect();
-    if rows.len() == seen.len() {
+    take_rows(batch, seen.iter().map(|seen| matches!(seen, Seen::New)))
+}
+
+/// Some of a batch's rows; all of it is the usual case, and costs nothing.
+pub(super) fn take_rows(batch: &RecordBatch, taken: impl Iterator<Item = bool>) -> Result<RecordBatch> {
+    let rows: Vec<u32> = (0..).zip(taken).filter_map(|(row, taken)| taken.then_some(row)).collect();
+    if rows.len() == batch.num_rows() {
         return Ok(batch.clone());
     }
     arrow_select::take::take_record_batch(batch, &UInt32Array::from(rows))

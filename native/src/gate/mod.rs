@@ -17,6 +17,7 @@ mod start;
 mod stats;
 mod stored;
 mod thread;
+mod weight;
 mod words;
 
 pub use core::{Core, Settings};

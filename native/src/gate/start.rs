@@ -10,8 +10,9 @@ use super::Clock;
 use super::admit::id_hashes;
 use super::core::{Core, PolicyLog, Settings, decision_writer, section, when_there_is_room};
 use super::stats::Stats;
+use super::weight::Weights;
 use crate::decide::{Case, Decider, no_score};
-use crate::decode::Decoder;
+use crate::decode::{Decoder, Limits};
 use crate::disk::Disk;
 use crate::engine::{LATE, null_columns};
 use crate::error::{Error, Result};
@@ -44,7 +45,7 @@ impl Core {
         ids_settings: ids::Settings,
         progress: Progress,
     ) -> Result<(Core, Started)> {
-        let plan = Arc::new(plan);
+        let (plan, segment_bytes) = (Arc::new(plan), log_settings.segment_bytes);
         let (mut log, recovery) = Log::open(disk.clone(), log_settings, clock.now_us())?;
         let (topics, mut policies, changed) = define_all(&plan, &mut log)?;
         if changed {
@@ -75,21 +76,28 @@ impl Core {
             passed_over,
             recovery,
         };
+        let weights = Weights::new(&plan, segment_bytes, settings.commit_bytes);
+        let reserve_bytes = reserve_bytes(&weights, &log)?;
         let mut stats = Stats::new();
         stats.flush_us = started.recovery.flush_us;
         stats.state_bytes_max = settings.state_bytes_max as u64;
         stats.decisions = decision_counters(&plan);
         let mut core = Core {
-            decoders: Arc::new(decoders(&plan)),
+            decoders: Arc::new(decoders(&plan, weights.limits)),
             deciders: (0..plan.policies.len())
                 .map(|policy| Decider::new(&plan, policy))
                 .collect::<Result<_>>()?,
             writers: writers(&plan, &policies),
             bulk: BTreeMap::new(),
+            cutting: VecDeque::new(),
             bulk_queue: VecDeque::new(),
             bulk_turn: false,
+            told_lines: HashMap::new(),
             pending: BTreeMap::new(),
             scored: VecDeque::new(),
+            weights,
+            reserve_bytes,
+            holding: false,
             untold: BTreeMap::new(),
             next_number: 1,
             last: Vec::new(),
@@ -174,6 +182,18 @@ impl Core {
     }
 }
 
+/// What a segment has beyond a cycle's largest commit, for what is in flight: up to a quarter of it. The catalog may
+/// still grow, by consumers and by versions of policies.
+fn reserve_bytes(weights: &Weights, log: &Log) -> Result<usize> {
+    let (most, needed) = (log.append_bytes_max() as usize, weights.cycle_bytes_max() + weights.frame_bytes);
+    let left = most.checked_sub(needed).ok_or_else(|| {
+        let message =
+            format!("one commit may take {needed} bytes, and a segment of the log has room for {most}");
+        Error::invalid_with(message, "set larger segments (segment_bytes), or a smaller commit_bytes")
+    })?;
+    Ok(left.min(most / 4))
+}
+
 /// Puts the ids of commits that the index's files do not have back into its memory.
 struct Inserter<'a> {
     plan: &'a Plan,
@@ -226,8 +246,8 @@ impl Inserter<'_> {
     }
 }
 
-fn decoders(plan: &Plan) -> Vec<Decoder> {
-    plan.topics.iter().map(|topic| Decoder::new(&topic.schema(), topic.id)).collect()
+fn decoders(plan: &Plan, limits: Limits) -> Vec<Decoder> {
+    plan.topics.iter().map(|topic| Decoder::new(&topic.schema(), topic.id, limits)).collect()
 }
 
 fn writers(plan: &Plan, policies: &[PolicyLog]) -> HashMap<u32, crate::answer::DecisionWriter> {

@@ -36,11 +36,10 @@ struct Shared {
     decoders: Arc<Vec<Decoder>>,
 }
 
-/// One cycle takes at most so many requests, and stops taking at so many bytes: its commit stays far below a segment.
-const CYCLE_REQUESTS: usize = 1_024;
-const CYCLE_BYTES: usize = 1 << 20;
 /// A thread without work looks up this often.
 const IDLE: Duration = Duration::from_micros(TEND_US as u64);
+/// And where the disk is full.
+const FULL: Duration = Duration::from_millis(500);
 
 #[derive(Default)]
 struct Inbox {
@@ -173,26 +172,17 @@ fn cycles(core: &mut Core, shared: &Shared) -> Result<()> {
 fn wait(core: &Core, shared: &Shared) -> (Vec<Request>, Told, bool) {
     let mut inbox = lock(&shared.inbox);
     let mut idle = false;
+    let wait = if core.stats.full.is_some() { FULL } else { IDLE };
     while inbox.requests.is_empty() && inbox.told.is_empty() && !core.busy() && !inbox.stop && !idle {
-        let waited = shared.wake.wait_timeout(inbox, IDLE).unwrap_or_else(PoisonError::into_inner);
+        let waited = shared.wake.wait_timeout(inbox, wait).unwrap_or_else(PoisonError::into_inner);
         (inbox, idle) = (waited.0, waited.1.timed_out());
     }
-    let requests = inbox.next_requests();
+    let count = core.fitting(inbox.requests.iter());
+    let requests = inbox.requests.drain(..count).collect();
     (requests, inbox.next_told(), inbox.stop)
 }
 
 impl Inbox {
-    fn next_requests(&mut self) -> Vec<Request> {
-        let mut bytes = 0;
-        let fits = |request: &&Request| {
-            let first = bytes == 0;
-            bytes += request.body.len() + 1;
-            first || bytes <= CYCLE_BYTES
-        };
-        let count = self.requests.iter().take(CYCLE_REQUESTS).take_while(fits).count();
-        self.requests.drain(..count).collect()
-    }
-
     /// What was told of requests that still wait here is told when they are taken.
     fn next_told(&mut self) -> Told {
         let waiting: HashSet<u64> = self.requests.iter().map(|request| request.handle).collect();

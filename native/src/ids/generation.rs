@@ -13,7 +13,7 @@ use super::filter::{Filter, LINE_BYTES};
 use super::format::{self, BLOCK_BYTES, BLOCK_ENTRIES, Block, Header};
 use super::open::unfinished;
 use super::{GROUP, Span};
-use crate::disk::{Disk, File, Mode};
+use crate::disk::{Disk, File, Mode, is_full};
 use crate::error::{Error, Result};
 
 pub(super) const FOLDER: &str = "ids";
@@ -295,9 +295,9 @@ impl Pieces {
 }
 
 fn not_written(path: &str, error: io::Error) -> Error {
-    match error.kind() {
-        io::ErrorKind::StorageFull => Error::Full { what: format!("could not write {path}") },
-        _ => Error::io(format!("could not write {path}"), error),
+    match is_full(&error) {
+        true => Error::Full { what: format!("could not write {path}") },
+        false => Error::io(format!("could not write {path}"), error),
     }
 }
 

@@ -266,7 +266,7 @@ impl Ids {
         let durable = |table: &&Arc<Table>| table.span().is_some_and(|span| span.last <= durable_sequence);
         let (None, Some(table)) = (&self.flush, self.full.front().filter(durable)) else { return Ok(false) };
         let (disk, table) = (self.disk.clone(), table.clone());
-        self.flush = Some(Task::start(self.settings.background, move || write_table(&*disk, &table))?);
+        self.flush = Some(Task::start(self.settings.background, move || write_table(&*disk, &table)));
         Ok(true)
     }
 
@@ -287,7 +287,7 @@ impl Ids {
         let Some(chosen) = merge::choose(&ranks.collect::<Vec<_>>()) else { return Ok(false) };
         let sources = self.generations[chosen].to_vec();
         let (disk, inputs, stop) = (self.disk.clone(), sources.clone(), self.stop.clone());
-        let task = Task::start(background, move || merge::merge(&*disk, &inputs, &stop))?;
+        let task = Task::start(background, move || merge::merge(&*disk, &inputs, &stop));
         self.merge = Some(Merge { sources, task });
         Ok(true)
     }
@@ -306,7 +306,7 @@ impl Ids {
             return Ok(false);
         }
         let (disk, retired) = (self.disk.clone(), std::mem::take(&mut self.retired));
-        self.retire = Some(Task::start(self.settings.background, move || free(&*disk, retired))?);
+        self.retire = Some(Task::start(self.settings.background, move || free(&*disk, retired)));
         Ok(true)
     }
 

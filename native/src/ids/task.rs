@@ -1,9 +1,10 @@
 //! A piece of work that runs in a thread of its own, or at once where a test wants every step in its place.
 
 use std::panic::resume_unwind;
+use std::sync::{Arc, Mutex};
 use std::thread::{Builder, JoinHandle};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 pub(super) enum Task<T> {
     Done(Result<T>),
@@ -11,19 +12,21 @@ pub(super) enum Task<T> {
 }
 
 impl<T: Send + 'static> Task<T> {
-    pub(super) fn start(
-        background: bool,
-        work: impl FnOnce() -> Result<T> + Send + 'static,
-    ) -> Result<Task<T>> {
+    pub(super) fn start(background: bool, work: impl FnOnce() -> Result<T> + Send + 'static) -> Task<T> {
         if !background {
-            return Ok(Task::Done(work()));
+            return Task::Done(work());
         }
-        let thread = Builder::new().name("penstock-ids".into()).spawn(|| {
+        let work = Arc::new(Mutex::new(Some(work)));
+        let take =
+            |work: &Mutex<Option<_>>| work.lock().expect("no panic holds it").take().expect("taken once");
+        let theirs = work.clone();
+        let thread = Builder::new().name("penstock-ids".into()).spawn(move || {
             // This thread only: whoever decides goes first. Where it is not allowed, the work is still done.
             let _ = rustix::process::nice(10);
-            work()
+            take(&theirs)()
         });
-        thread.map(Task::Running).map_err(|error| Error::io("could not start a thread for the ids", error))
+        // Without a thread to be had it is done here.
+        thread.map_or_else(|_| Task::Done(take(&work)()), Task::Running)
     }
 
     pub(super) fn finished(&self) -> bool {

@@ -7,7 +7,7 @@ use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use crate::disk::{Disk, File, Mode};
+use crate::disk::{Disk, File, Mode, is_full};
 use crate::error::{Error, Result};
 
 pub(super) const PATH: &str = "log/spare";
@@ -91,7 +91,7 @@ fn allocate(disk: &dyn Disk, bytes: u64) -> Result<Arc<dyn File>> {
     match file.allocate(bytes) {
         Ok(()) => Ok(file),
         // What is filled is kept, and goes on to be filled when there is space again.
-        Err(error) if full(&error) => {
+        Err(error) if is_full(&error) => {
             Err(Error::Full { what: format!("the log needs {bytes} bytes for {PATH}") })
         }
         Err(error) => {
@@ -99,10 +99,6 @@ fn allocate(disk: &dyn Disk, bytes: u64) -> Result<Arc<dyn File>> {
             Err(Error::io(what(), error))
         }
     }
-}
-
-fn full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 fn remove(disk: &dyn Disk) -> Result<()> {

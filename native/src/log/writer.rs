@@ -255,9 +255,17 @@ impl Log {
         Ok(frame::frame_bytes(commit::payload_bytes_max(sections, &schemas)) as u64)
     }
 
+    /// The largest append that a segment of its own can take.
+    pub fn append_bytes_max(&self) -> u64 {
+        let catalog = frame::frame_bytes(self.catalog.to_bytes().len()) + segment::HEADER_BYTES;
+        let most = self.settings.segment_bytes - reserve(self.settings.segment_bytes);
+        most.saturating_sub(catalog as u64)
+    }
+
     /// Whether the next appends, of so many bytes together, have their space, before anything is taken in.
     ///
-    /// `Error::Full` means not now: each call tries to allocate again. Waits for an allocation that is under way.
+    /// `Error::Full` means not now, whatever it is that an allocation lacks: each call tries to allocate again. Waits
+    /// for an allocation that is under way.
     pub fn room(&mut self, bytes: u64) -> Result<()> {
         self.health.check()?;
         self.allocate_ahead();
@@ -266,7 +274,10 @@ impl Log {
             return Ok(());
         }
         self.check_fits_a_segment(bytes)?;
-        self.spare.wait()
+        self.spare.wait().map_err(|error| match error {
+            full @ Error::Full { .. } => full,
+            other => Error::Full { what: other.to_string() },
+        })
     }
 
     /// Make all that was appended durable.
@@ -487,9 +498,7 @@ impl Log {
     }
 
     fn check_fits_a_segment(&self, bytes: u64) -> Result<()> {
-        let catalog = frame::frame_bytes(self.catalog.to_bytes().len()) + segment::HEADER_BYTES;
-        let most = self.settings.segment_bytes - reserve(self.settings.segment_bytes);
-        match catalog as u64 + bytes <= most {
+        match bytes <= self.append_bytes_max() {
             true => Ok(()),
             false => Err(Error::invalid_with(
                 format!("{bytes} bytes do not fit into a segment of {}", self.settings.segment_bytes),

@@ -178,6 +178,11 @@ impl Store {
         self.shards.iter().map(|shard| shard.retained).sum()
     }
 
+    /// No text in the state is longer, in bytes.
+    pub fn longest_text(&self) -> usize {
+        self.shards.iter().map(|shard| shard.texts.longest()).max().unwrap_or(0)
+    }
+
     /// How many sums did not fit their type and came out null.
     pub fn faults(&self) -> u64 {
         self.shards.iter().map(|shard| shard.faults).sum()

@@ -11,6 +11,8 @@ pub struct Texts {
     /// Unused, but a row of this pass may still show them.
     unused: Vec<u32>,
     bytes: usize,
+    /// The bytes of the longest that was ever here.
+    longest: usize,
 }
 
 impl Texts {
@@ -36,6 +38,7 @@ impl Texts {
         });
         self.texts[id as usize] = (text.into(), 0);
         self.bytes += text.len();
+        self.longest = self.longest.max(text.len());
         let texts = &self.texts;
         self.ids.insert_unique(hash, id, |id| xxh3_64(texts[*id as usize].0.as_bytes()));
         id
@@ -69,6 +72,11 @@ impl Texts {
                 self.free.push(id);
             }
         }
+    }
+
+    /// No text here is longer, in bytes.
+    pub fn longest(&self) -> usize {
+        self.longest
     }
 
     pub fn bytes(&self) -> usize {
