@@ -12,11 +12,16 @@
 mod admit;
 mod bulk;
 mod core;
+mod decisions;
+mod dry;
+mod models;
 mod positions;
+mod said;
 mod start;
 mod stats;
 mod stored;
 mod thread;
+mod told;
 mod weight;
 mod words;
 
