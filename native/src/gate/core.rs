@@ -264,9 +264,9 @@ impl Core {
                 Seen::New => queue.push((queue.len(), waiter)),
                 Seen::InCycle(group, row) => again.push((*group, *row, waiter.repeated())),
                 Seen::Before(event) => self.repeat(cycle, policy, event, waiter.repeated())?,
-                Seen::Refused(status, code, message) => {
+                Seen::Refused(status, body) => {
                     self.stats.refused += 1;
-                    self.refuse(cycle, &waiter, *status, code, message);
+                    self.refuse_with(cycle, &waiter, *status, body.clone());
                 }
             }
         }
@@ -737,8 +737,8 @@ impl Core {
         let judge = |&time: &i64| ahead(about, cycle.now_us, time).unwrap_or(Seen::New);
         let seen: Vec<Seen> = times.iter().map(judge).collect();
         for (seen, waiter) in seen.iter().zip(&waiters) {
-            if let Seen::Refused(status, code, message) = seen {
-                self.refuse(cycle, waiter, *status, code, message);
+            if let Seen::Refused(status, body) = seen {
+                self.refuse_with(cycle, waiter, *status, body.clone());
             }
         }
         let mut kept = seen.iter().map(|seen| matches!(seen, Seen::New));
