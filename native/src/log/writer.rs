@@ -249,12 +249,6 @@ impl Log {
         Ok(Committed { sequence: self.link.sequence, address: self.address(), base_offsets })
     }
 
-    /// What an append of these sections takes at most.
-    pub fn append_bytes(&self, sections: &[Section]) -> Result<u64> {
-        let schemas = self.schemas(sections)?;
-        Ok(frame::frame_bytes(commit::payload_bytes_max(sections, &schemas)) as u64)
-    }
-
     /// Whether the next appends, of so many bytes together, have their space, before anything is taken in.
     ///
     /// `Error::Full` means not now: each call tries to allocate again. Waits for an allocation that is under way.
