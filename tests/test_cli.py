@@ -108,6 +108,10 @@ def test_tail_shows_the_newest_rows_or_those_from_an_offset_on(data: Path) -> No
     assert tail(data, "payments", "-n", 0) == []
     assert tail(data, "payments", "--offset", 2) == everything[2:]
     assert tail(data, "payments", "--offset", 7) == []
+    assert [row["_offset"] for row in everything] == list(range(7))
+    assert tail(data, "payments", "--offset", 2, "-n", 4) == everything[2:6]
+    assert tail(data, "payments", "--offset", 5, "-n", 4) == everything[5:]
+    assert tail(data, "payments", "--offset", 2, "-n", 0) == []
     assert "there are: payments" in fail("tail", "paymnts", "--data", data)
 
 
@@ -117,9 +121,16 @@ def test_tail_shows_decisions_as_they_were_told(data: Path) -> None:
     # The others came a microsecond or more after noon.
     assert (first["card_count_1h"], second["card_count_1h"]) == (2, 3)
     assert first["card_mean_30d"] == 0.01
-    assert json.loads(first["reasons"]) == [{"rule": "far_above_usual", "code": "R01"}]
-    assert (second["id"], second["offset"]) == ("p6", 6)
+    assert first["reasons"] == [{"rule": "far_above_usual", "code": "R01"}]
+    assert (second["id"], second["offset"], second["_offset"]) == ("p6", 6, 1)
     assert tail(data, "authorise.timeouts") == []
+
+
+def test_tail_with_a_consumer_and_a_number_goes_on_after_that_many(data: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "data"
+    subprocess.run(["cp", "-r", "--sparse=always", str(data), str(copied)], check=True)
+    seen = [tail(copied, "payments", "--consumer", "c", "-n", 3, *more) for more in ([], ["--follow"], [], [])]
+    assert [[row["_offset"] for row in rows] for rows in seen] == [[0, 1, 2], [3, 4, 5], [6], []]
 
 
 def test_tail_follows_what_arrives(tmp_path: Path) -> None:

@@ -129,13 +129,16 @@ def topics_command(as_json: bool, **options: Any) -> None:
 @click.argument("topic")
 @settings_options("data", "host", "port")
 @click.option(
-    "-n", "--lines", type=click.IntRange(min=0), default=10, show_default=True, help="How many of the newest rows."
+    "-n",
+    "--lines",
+    type=click.IntRange(min=0),
+    help="How many of the newest rows (default: 10); with --offset or --consumer, how many from there.",
 )
 @click.option("--offset", type=click.IntRange(min=0), help="From this offset on instead.")
 @click.option("-f", "--follow", is_flag=True, help="Go on as rows arrive.")
 @click.option("--consumer", "name", help="Go on where this consumer stopped, and remember where it stops.")
-def tail_command(topic: str, lines: int, offset: int | None, follow: bool, name: str | None, **options: Any) -> None:
-    """The newest rows of TOPIC, as JSON lines."""
+def tail_command(topic: str, lines: int | None, offset: int | None, follow: bool, name: str | None, **options: Any) -> None:
+    """The newest rows of TOPIC, as JSON lines with their offsets."""
     from penstock.runtime.logs import Consumer, tail_rows
 
     settings = read_options(options)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FOLLOW_S = 0.2
+NEWEST = 10
 COMMIT_S = 10
 
 
@@ -77,36 +78,53 @@ def tail_rows(
     data: Path,
     topic: str,
     *,
-    lines: int,
-    offset: int | None,
+    lines: int | None = None,
+    offset: int | None = None,
     follow: bool,
     sleep: Callable[[float], None],
     consumer: Consumer | None = None,
 ) -> Iterator[str]:
     """JSON lines of a topic's newest rows, of those from an offset on, or of those that a consumer has not seen.
 
-    With `follow` it never ends. A consumer's position is committed when what there is has been taken. Raises `LogError`
-    where retention has removed the offset.
+    `lines` says how many of the newest (default 10), or after how many rows to end where an offset or a consumer says
+    from where. With `follow` it never ends before that. A consumer's position is committed when what there is has been
+    taken. Raises `LogError` where retention has removed the offset.
     """
-    if consumer is not None and offset is None:
-        offset = consumer.position
-    if offset is None:
-        offset = max(_topic(data, topic)["next_offset"] - lines, 0)
-    else:
-        _topic(data, topic)
     import pyarrow as pa
 
+    end: int = _topic(data, topic)["next_offset"]
+    if offset is None and consumer is not None:
+        offset = consumer.position
+    left = lines
+    if offset is None:
+        offset = max(end - (NEWEST if lines is None else lines), 0)
+        left = None if follow else end - offset
     reader = _native.LogReader(str(data), topic, offset)
     while True:
-        while (sections := reader.next()) is not None:
-            for _, base_offset, _, _, batch in sections:
-                yield _native.rows_json(batch)
-                offset = base_offset + len(pa.record_batch(batch))
+        while left != 0 and (sections := reader.next()) is not None:
+            for _, base_offset, _, _, rows in sections:
+                batch = pa.record_batch(rows).slice(0, left)
+                offset = base_offset + len(batch)
+                left = None if left is None else left - len(batch)
+                yield _json_lines(topic, batch, base_offset)
         if consumer is not None:
             consumer.commit(offset)
-        if not follow:
+        if left == 0 or not follow:
             return
         sleep(FOLLOW_S)
+
+
+def _json_lines(topic: str, batch: pa.RecordBatch, base_offset: int) -> str:
+    """Rows under their offsets. No topic of a pipeline has a dot in its name; decisions hold their reasons as JSON."""
+    placed = batch.add_column(0, "_offset", _offsets(base_offset, len(batch)))
+    return _native.rows_json(placed, ["reasons"] if topic.endswith(".decisions") else [])
+
+
+def _offsets(start: int, count: int) -> pa.Array:
+    import numpy as np
+    import pyarrow as pa
+
+    return pa.array(np.arange(start, start + count, dtype=np.int64))
 
 
 def export_topic(data: Path, topic: str, target: Path) -> int:
@@ -142,7 +160,7 @@ def _with_places(reader: _native.LogReader, fields: list[dict[str, Any]]) -> Ite
     while (sections := reader.next()) is not None:
         for _, base_offset, time_us, _, rows in sections:
             batch = pa.record_batch(_native.conform(rows, newest, True)[0])
-            offsets = pa.array(np.arange(base_offset, base_offset + batch.num_rows, dtype=np.int64))
+            offsets = _offsets(base_offset, batch.num_rows)
             times = pa.array(np.full(batch.num_rows, time_us, dtype=np.int64)).cast(pa.timestamp("us", tz="UTC"))
             placed = pa.RecordBatch.from_arrays([offsets, times, *batch.columns], schema=schema)
             yield placed
