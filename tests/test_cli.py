@@ -172,6 +172,23 @@ def test_a_topic_without_rows_is_exported_with_its_columns(data: Path, tmp_path:
     assert pq.read_table(target).column_names[:4] == ["_offset", "_committed_at", "id", "offset"]
 
 
+def test_an_export_has_a_column_for_each_type_that_a_feature_had(tmp_path: Path) -> None:
+    """A mean, then a maximum, then an integer: float64, decimal and int64 under one name."""
+    data, target = tmp_path / "data", tmp_path / "decided.parquet"
+    patient = APP.replace('fallback="approve"', 'within="30s", fallback="approve"')
+    for number, aggregate in enumerate(('mean("amount")', 'max("amount")', "count()", "count()")):
+        app = write_app(tmp_path, app=patient.replace('mean("amount")', aggregate))
+        with running(data, app=app) as service:
+            service.decide(payment(number))
+            assert service.end() == 0
+    assert "wrote 4 rows" in succeed("export", "authorise.decisions", "--to", target, "--data", data)
+    table = pq.read_table(target)
+    assert table.column("usual").to_pylist() == [None, None, 3, 4]
+    assert table.column("usual:float64").to_pylist() == [12.5, None, None, None]
+    assert table.column("usual:decimal(12, 2)").to_pylist() == [None, Decimal("12.50"), None, None]
+    assert table.column("_offset").to_pylist() == table.column("offset").to_pylist() == [0, 1, 2, 3]
+
+
 def test_a_log_is_sound_until_a_byte_of_it_changes(data: Path, tmp_path: Path) -> None:
     report = succeed("log", "verify", "--data", data)
     assert report.startswith("sound: 1 segments, ") and "payments: 7 rows" in report

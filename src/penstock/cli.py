@@ -137,7 +137,9 @@ def topics_command(as_json: bool, **options: Any) -> None:
 @click.option("--offset", type=click.IntRange(min=0), help="From this offset on instead.")
 @click.option("-f", "--follow", is_flag=True, help="Go on as rows arrive.")
 @click.option("--consumer", "name", help="Go on where this consumer stopped, and remember where it stops.")
-def tail_command(topic: str, lines: int | None, offset: int | None, follow: bool, name: str | None, **options: Any) -> None:
+def tail_command(
+    topic: str, lines: int | None, offset: int | None, follow: bool, name: str | None, **options: Any
+) -> None:
     """The newest rows of TOPIC, as JSON lines with their offsets."""
     from penstock.runtime.logs import Consumer, tail_rows
 

@@ -7,6 +7,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,12 +129,53 @@ def _offsets(start: int, count: int) -> pa.Array:
 
 
 def export_topic(data: Path, topic: str, target: Path) -> int:
-    """Write a topic's rows, with their offsets and commit times, to a Parquet file; how many there were."""
+    """Write a topic's rows, with their offsets and commit times, to a Parquet file; how many there were.
+
+    The columns are the newest schema's: what older rows lack is null. Where older rows have another type, a column
+    `name:type` beside the newest has their values.
+    """
     from penstock.runtime.replay import write_parquet
 
-    fields = _topic(data, topic)["fields"]
-    rows = _with_places(_native.LogReader(str(data), topic, 0), fields)
-    return write_parquet(rows, target, schema=_export_schema(fields))
+    columns = {each["name"]: Column.of_field(each) for each in _topic(data, topic)["fields"]}
+    while True:
+        rows = _with_places(_native.LogReader(str(data), topic, 0), columns)
+        try:
+            return write_parquet(rows, target, schema=_export_schema(columns))
+        except OtherType as found:  # Only decisions change so, and rarely: what was written is written again.
+            columns[found.column.key] = found.column
+            columns[found.column.name] = replace(columns[found.column.name], optional=True)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of an export: the log's column of this name, in the rows in which it has this type."""
+
+    name: str
+    type: pa.DataType
+    optional: bool
+
+    @staticmethod
+    def of_field(field: dict[str, Any]) -> Column:
+        return Column(field["name"], Type.from_json(field["type"]).to_arrow(), field["optional"])
+
+    @property
+    def key(self) -> str:
+        """Its name in the file where it is not the newest of its name."""
+        return f"{self.name}:{Type.from_arrow(self.type)}"
+
+    def of(self, batch: pa.RecordBatch) -> pa.Array:
+        import pyarrow as pa
+
+        column = batch.column(self.name) if self.name in batch.schema.names else None
+        fits = column is not None and column.type == self.type
+        return column if fits else pa.nulls(batch.num_rows, self.type)
+
+
+class OtherType(Exception):
+    """Rows have a column in a type that the export has no column for."""
+
+    def __init__(self, column: Column) -> None:
+        self.column = column
 
 
 def verify_log(data: Path) -> dict[str, Any]:
@@ -143,27 +185,31 @@ def verify_log(data: Path) -> dict[str, Any]:
     return report
 
 
-def _export_schema(fields: list[dict[str, Any]]) -> pa.Schema:
+def _export_schema(columns: dict[str, Column]) -> pa.Schema:
     import pyarrow as pa
 
-    columns = [pa.field(each["name"], Type.from_json(each["type"]).to_arrow(), each["optional"]) for each in fields]
+    fields = [pa.field(name, column.type, column.optional) for name, column in columns.items()]
     places = [pa.field("_offset", pa.int64(), False), pa.field("_committed_at", pa.timestamp("us", tz="UTC"), False)]
-    return pa.schema([*places, *columns])
+    return pa.schema([*places, *fields])
 
 
-def _with_places(reader: _native.LogReader, fields: list[dict[str, Any]]) -> Iterator[pa.RecordBatch]:
-    """Rows with their places, in the newest schema's columns: what older rows lack is null."""
+def _with_places(reader: _native.LogReader, columns: dict[str, Column]) -> Iterator[pa.RecordBatch]:
+    """Rows with their places, in these columns. Raises `OtherType` where one of them is in none."""
     import numpy as np
     import pyarrow as pa
 
-    schema, newest = _export_schema(fields), json.dumps(fields)
+    schema = _export_schema(columns)
+    known = {(column.name, column.type) for column in columns.values()}
     while (sections := reader.next()) is not None:
         for _, base_offset, time_us, _, rows in sections:
-            batch = pa.record_batch(_native.conform(rows, newest, True)[0])
+            batch = pa.record_batch(rows)
+            for field in batch.schema:
+                if field.name in columns and (field.name, field.type) not in known:
+                    raise OtherType(Column(field.name, field.type, optional=True))
             offsets = _offsets(base_offset, batch.num_rows)
             times = pa.array(np.full(batch.num_rows, time_us, dtype=np.int64)).cast(pa.timestamp("us", tz="UTC"))
-            placed = pa.RecordBatch.from_arrays([offsets, times, *batch.columns], schema=schema)
-            yield placed
+            arrays = [offsets, times, *(column.of(batch) for column in columns.values())]
+            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def _topic(data: Path, topic: str) -> dict[str, Any]:
