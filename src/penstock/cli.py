@@ -227,7 +227,9 @@ def settings_command(**options: Any) -> None:
 @click.option("--rate", default=2000.0, show_default=True, help="Payments a second.")
 @click.option("--customers", default=2000, show_default=True, help="Who pays.")
 @click.option("--terminals", default=4000, show_default=True, help="Where they pay.")
-@click.option("--seed", default=1, show_default=True, help="The same seed gives the same payments.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=1, show_default=True, help="The same seed gives the same payments."
+)
 def demo_command(**options: Any) -> None:
     """Payments with fraud among them, decided while their sender waits."""
     from penstock.demo.main import run_demo
