@@ -339,9 +339,52 @@ def test_a_load_into_a_directory_in_use_is_told_the_pid(tmp_path: Path) -> None:
         assert service.decide(payment(1))["features"]["card_count_1h"] == 1
 
 
-def test_diagnostics_are_lines_or_json(tmp_path: Path) -> None:
-    with running(tmp_path / "data", "--diagnostics", "json", "--retention", "1h") as service:
-        lines = [line for line in service.log.read_text().splitlines() if line.startswith("{")]
-    warned = json.loads(lines[0])
+TALKING = """
+
+@pipeline.model(version="1")
+def risk(batch):
+    import sys, warnings
+
+    print("scoring\\nrows")
+    print("oh", file=sys.stderr)
+    warnings.warn("old")
+    return batch["amount"].cast(float) / 0
+
+
+pipeline.policy("score", scored, rules="rules.toml", score=risk, within="30s", fallback="approve")
+"""
+
+
+def test_all_diagnostics_are_json_where_that_is_asked(tmp_path: Path) -> None:
+    """What is said at start, warnings, what a model prints, and the error that ends a second service."""
+    app = write_app(tmp_path, app=APP + TALKING)
+    with running(tmp_path / "data", "--diagnostics", "json", "--retention", "1h", app=app) as service:
+        service.wait_for_models()
+        service.call("POST", "/v1/policies/score/decide", json.dumps(payment(1)).encode())
+        refused = fail("run", app, "--port", 0, "--data", tmp_path / "data", "--diagnostics", "json")
+        assert service.end() == 0
+        said = [json.loads(line) for line in service.log.read_text().splitlines()]
+    messages = {entry["message"]: entry for entry in said}
+    warned = next(entry for text, entry in messages.items() if "the log is kept for 1h" in text)
     assert (warned["level"], warned["logger"]) == ("warning", "penstock")
-    assert "the log is kept for 1h and the longest window needs 30d" in warned["message"]
+    assert any(text.startswith("ready after") for text in messages)
+    assert any(text.startswith("data in") for text in messages)
+    assert {messages[text]["logger"] for text in ("scoring", "rows", "oh")} == {"penstock.models.risk"}
+    assert any("UserWarning: old" in text for text in messages)
+    error = json.loads(refused)
+    assert error["level"] == "error" and "in use by process" in error["message"]
+
+
+def test_an_error_before_the_start_is_json_too(tmp_path: Path) -> None:
+    app = write_app(tmp_path, app=APP + "\n1 / 0\n")
+    for refused, message in (
+        (fail("run", app, "--diagnostics", "json"), "error: "),
+        (fail("run", app, "--queue", "many", environment={"PENSTOCK_DIAGNOSTICS": "json"}), "error: setting"),
+    ):
+        assert json.loads(refused)["message"].startswith(message)
+
+
+def test_diagnostics_are_lines_by_default(tmp_path: Path) -> None:
+    with running(tmp_path / "data", "--retention", "1h") as service:
+        lines = service.log.read_text().splitlines()
+    assert any(" WARNING penstock: the log is kept for 1h and the longest window needs 30d" in line for line in lines)

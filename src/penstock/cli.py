@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -28,20 +29,26 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except PenstockError as error:
-        click.echo(f"error: {error.message}", err=True)
-        if error.hint:
-            click.echo(f"hint: {error.hint}", err=True)
-        sys.exit(1)
+        complain(error.message, error.hint)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
     except OSError as error:
         place = f" {error.filename}" if error.filename else ""
-        click.echo(f"error: could not use{place}: {error.strerror or error}", err=True)
-        sys.exit(1)
+        complain(f"could not use{place}: {error.strerror or error}")
     finally:
         # Nor is it looked through at the end, for another tenth of a second.
         gc.freeze()
+
+
+def complain(message: str, hint: str | None = None) -> None:
+    """Say what is wrong, and end."""
+    import logging
+
+    from penstock.runtime.diagnostics import say
+
+    say(f"error: {message}", hint=hint, level=logging.ERROR)
+    sys.exit(1)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -79,14 +86,16 @@ app_argument = click.argument("app", type=click.Path(path_type=Path))
 @settings_options()
 def run_command(app: Path, **options: Any) -> None:
     """Serve APP's pipeline over HTTP until SIGTERM or Ctrl-C."""
-    from penstock.runtime.diagnostics import start_diagnostics
+    from penstock.runtime.diagnostics import say, start_diagnostics
     from penstock.serve.service import Service
 
+    # For what may be wrong with the other settings.
+    if (options["diagnostics"] or os.environ.get("PENSTOCK_DIAGNOSTICS")) == "json":
+        start_diagnostics("json", "info")
     settings = read_options(options)
     start_diagnostics(settings["diagnostics"], settings["level"])
     service = Service.load(app, settings)
-    with StartProgress() as progress:
-        service.run(say=progress.say, progress=progress.show)
+    service.run(say=say, progress=StartProgress(say).show)
 
 
 @commands.command("replay")
@@ -238,27 +247,19 @@ def demo_command(**options: Any) -> None:
 
 
 class StartProgress:
-    """Lines about the start, and a bar for what takes long, both on standard error."""
+    """Says how far something long is, a line every half second."""
 
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
         # What is done within half a second needs no progress.
         self.shown = time.monotonic()
-
-    def __enter__(self) -> StartProgress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return
-
-    def say(self, text: str) -> None:
-        click.echo(text, err=True)
 
     def show(self, what: str, done: int, of: int) -> None:
         now = time.monotonic()
         if now - self.shown >= 0.5:
             self.shown = now
             share = f" of {of:,}, {100 * min(done, of) / of:.0f} %" if of else ""
-            click.echo(f"{what}: {done:,}{share}", err=True)
+            self.say(f"{what}: {done:,}{share}")
 
 
 if __name__ == "__main__":

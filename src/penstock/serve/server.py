@@ -42,7 +42,12 @@ Listening = Callable[[str, int], None]
 
 
 def run(
-    core: Gate, doors: Doors, settings: DoorSettings, *, listening: Listening | None = None
+    core: Gate,
+    doors: Doors,
+    settings: DoorSettings,
+    *,
+    listening: Listening | None = None,
+    model_program: Sequence[str] = PROGRAM,
 ) -> None:
     """Serve until a signal, as this process's main task."""
     import uvloop
@@ -51,7 +56,7 @@ def run(
         # What was made by now stays: a collection that walks it would hold every answer back.
         gc.collect()
         gc.freeze()
-        runner.run(serve(core, doors, settings, listening=listening))
+        runner.run(serve(core, doors, settings, listening=listening, model_program=model_program))
 
 
 async def serve(
