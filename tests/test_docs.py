@@ -127,6 +127,17 @@ def test_every_test_that_the_readme_names_exists() -> None:
         assert re.search(rf"\b(def|fn) {test}\b", (ROOT / file).read_text()), test
 
 
+def test_every_figure_of_the_readme_is_a_median_of_the_results() -> None:
+    readme = TEXTS[ROOT / "README.md"]
+    table = readme[readme.index("## How fast") : readme.index("## What it is not")]
+    results = (ROOT / "bench" / "RESULTS.md").read_text()
+    figures = [figure for row in re.findall(r"^\|.*\|$", table, re.MULTILINE) for figure in row.split("|", 2)[2:]]
+    shown = re.findall(r"(?<![\w.,])[\d,.]*\d", " ".join(figures))
+    assert len(shown) >= 12
+    for figure in shown:
+        assert re.search(rf"(?<![\d.,]){re.escape(figure)}(?![\d,]|\.\d)", results), figure
+
+
 def test_every_make_target_that_is_named_exists() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for path, text in TEXTS.items():
