@@ -98,10 +98,19 @@ def run_command(app: Path, **options: Any) -> None:
     service.run(say=say, progress=StartProgress(say).show)
 
 
-@commands.command("replay")
+class InOrder(click.Command):
+    """Keeps which options stood in which order: the context's `meta` has their names, each as often as it stood."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        _, _, order = self.make_parser(ctx).parse_args(list(args))
+        ctx.meta["order"] = [each.name for each in order]
+        return super().parse_args(ctx, args)
+
+
+@commands.command("replay", cls=InOrder)
 @app_argument
-@click.option("--from", "sources", multiple=True, required=True, help="A file, or log:DIR. Several may be given.")
-@click.option("--topic", "topics", multiple=True, type=(str, str), help="A topic and a file with its events.")
+@click.option("--from", "sources", multiple=True, help="A file of the policy's topic, or log:DIR. May be repeated.")
+@click.option("--topic", "topics", multiple=True, type=(str, str), help="A topic and a file of it. May be repeated.")
 @click.option("--to", "target", type=click.Path(path_type=Path), help="The Parquet file to write.")
 @click.option("--select", help="The columns to write, with commas between them (default: all).")
 @click.option("--policy", help="The policy, where there are several.")
@@ -109,13 +118,19 @@ def run_command(app: Path, **options: Any) -> None:
 @click.option("--skip-invalid", is_flag=True, help="Leave out rows that do not fit, instead of stopping.")
 @click.option("--load", is_flag=True, help="Also append the events to the log in --data.")
 @settings_options("data", "threads", "state_bytes", "segment_bytes", "commit_bytes")
-def replay_command(app: Path, **options: Any) -> None:
+@click.pass_context
+def replay_command(context: click.Context, /, app: Path, **options: Any) -> None:
     """Compute features and decisions over history."""
-    from penstock.runtime.replaying import ReplayOptions, run_replay
+    from penstock.runtime.replaying import ReplayOptions, Source, run_replay
 
-    names = ("sources", "topics", "target", "select", "policy", "as_arrived", "skip_invalid", "load")
+    named = {
+        "sources": iter([Source(path) for path in options.pop("sources")]),
+        "topics": iter([Source(path, topic) for topic, path in options.pop("topics")]),
+    }
+    sources = tuple(next(named[name]) for name in context.meta["order"] if name in named)
+    names = ("target", "select", "policy", "as_arrived", "skip_invalid", "load")
     chosen = {name: options.pop(name) for name in names}
-    run_replay(app, ReplayOptions(**chosen), read_options(options))
+    run_replay(app, ReplayOptions(sources, **chosen), read_options(options))
 
 
 @commands.command("topics")
