@@ -191,7 +191,7 @@ def test_an_export_has_a_column_for_each_type_that_a_feature_had(tmp_path: Path)
 
 def test_a_log_is_sound_until_a_byte_of_it_changes(data: Path, tmp_path: Path) -> None:
     report = succeed("log", "verify", "--data", data)
-    assert report.startswith("sound: 1 segments, ") and "payments: 7 rows" in report
+    assert report.startswith("sound: 1 segment, ") and "payments: 7 rows" in report
     segment = next((data / "log").glob("*.segment"))
     place = segment.read_bytes().index(b"p3")
     copied = tmp_path / "data"
@@ -267,7 +267,7 @@ def write_app(folder: Path, rules: str = RULES, app: str = APP) -> Path:
 
 
 def test_rules_that_are_good_are_counted(tmp_path: Path) -> None:
-    assert succeed("rules", "check", write_app(tmp_path)).startswith("policy authorise: 1 rules, version ")
+    assert succeed("rules", "check", write_app(tmp_path)).startswith("policy authorise: 1 rule, version ")
 
 
 SECOND = '\n[[rule]]\nname = "second"\nwhen = "amount > 1"\noutcome = "decline"\n'

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from penstock.errors import PenstockError
-from penstock.settings import FILE, SETTINGS, Settings, read_settings, url
+from penstock.settings import FILE, SETTINGS, Setting, Settings, read_settings, url
 
 
 def main() -> None:
@@ -66,11 +66,18 @@ def settings_options(*names: str) -> Callable[[Command], Command]:
     def decorate(command: Command) -> Command:
         for setting in reversed(SETTINGS):
             if not names or setting.name in names:
-                command = click.option(setting.option, setting.name, help=setting.about + ".")(command)
+                command = click.option(setting.option, setting.name, help=setting_help(setting))(command)
         about = f"A file with settings (default: {FILE} where there is one)."
         return click.option("--settings", "settings_file", type=click.Path(path_type=Path), help=about)(command)
 
     return decorate
+
+
+def setting_help(setting: Setting) -> str:
+    about = setting.about[0].upper() + setting.about[1:]
+    choices = f": {' or '.join(setting.choices)}" if setting.choices else ""
+    default = "" if setting.default is None else f" (default: {setting.default})"
+    return f"{about}{choices}{default}."
 
 
 def read_options(options: dict[str, Any]) -> Settings:
@@ -184,7 +191,7 @@ def export_command(topic: str, target: Path, **options: Any) -> None:
     from penstock.runtime.logs import export_topic
 
     rows = export_topic(read_options(options)["data"], topic, target)
-    click.echo(f"wrote {rows:,} rows to {target}")
+    click.echo(f"wrote {number_of(rows, 'row')} to {target}")
 
 
 @commands.group("log")
@@ -210,10 +217,18 @@ def verify_command(as_json: bool, **options: Any) -> None:
 
 def report_text(report: dict[str, Any]) -> str:
     state = "sound" if report["sound"] else "DAMAGED"
-    lines = [f"{state}: {report['segments']:,} segments, {report['commits']:,} commits"]
-    lines += [f"  {topic}: {rows:,} rows" for topic, rows in sorted(report["rows"].items())]
+    lines = [f"{state}: {number_of(report['segments'], 'segment')}, {number_of(report['commits'], 'commit')}"]
+    lines += [f"  {topic}: {number_of(rows, 'row')}" for topic, rows in sorted(report["rows"].items())]
     lines += [f"  {each['file']}, byte {each['offset']:,}: {each['what']}" for each in report["damages"]]
     return "\n".join(lines)
+
+
+def number_of(count: int, what: str) -> str:
+    """
+    >>> number_of(1, "row"), number_of(2_000, "row")
+    ('1 row', '2,000 rows')
+    """
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
 
 
 @commands.group("rules")
@@ -230,14 +245,14 @@ def rules_check_command(app: Path) -> None:
 
     plan = compile_plan(load_app(app))
     for policy in plan.document["policies"]:
-        count = len(policy["rules"])
-        click.echo(f"policy {policy['name']}: {count} rules, version {policy['version']}")
+        rules = number_of(len(policy["rules"]), "rule")
+        click.echo(f"policy {policy['name']}: {rules}, version {policy['version']}")
 
 
 @commands.command("settings")
 @settings_options()
 def settings_command(**options: Any) -> None:
-    """All settings: value, where it comes from, environment variable, meaning."""
+    """All settings, and where each comes from."""
     settings = read_options(options)
     for setting in SETTINGS:
         click.echo(
@@ -255,7 +270,7 @@ def settings_command(**options: Any) -> None:
     "--seed", type=click.IntRange(0), default=1, show_default=True, help="The same seed gives the same payments."
 )
 def demo_command(**options: Any) -> None:
-    """Payments with fraud among them, decided while their sender waits."""
+    """Payments, with fraud among them, decided live."""
     from penstock.demo.main import run_demo
 
     sys.exit(run_demo(**options))
@@ -271,7 +286,8 @@ class StartProgress:
 
     def show(self, what: str, done: int, of: int) -> None:
         now = time.monotonic()
-        if now - self.shown >= 0.5:
+        # At its end there is nothing more to wait for.
+        if now - self.shown >= 0.5 and (done < of or not of):
             self.shown = now
             share = f" of {of:,}, {100 * min(done, of) / of:.0f} %" if of else ""
             self.say(f"{what}: {done:,}{share}")

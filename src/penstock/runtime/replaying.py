@@ -71,7 +71,7 @@ def run_replay(app: Path, options: ReplayOptions, settings: Settings) -> None:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     started = time.monotonic()
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("replaying", total=history.total)
         events: Iterator[tuple[int, pa.RecordBatch]] = in_background(history)
         if isinstance(history, FileHistory) and options.load:
