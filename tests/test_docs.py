@@ -87,6 +87,11 @@ def test_the_first_pipeline_is_shown_as_it_is(example: str) -> None:
     assert shown in TEXTS[ROOT / "docs" / "start.md"]
 
 
+def test_the_first_answer_is_shown_with_its_policy_s_version() -> None:
+    (policy,) = compile_plan(load_app(ROOT / "examples" / "first.py")).document["policies"]
+    assert f'"policy_version":"{policy["version"]}"' in TEXTS[ROOT / "docs" / "start.md"]
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
 def test_every_toml_block_is_toml(path: Path) -> None:
     for block in blocks(TEXTS[path], "toml"):

@@ -7,6 +7,7 @@ Each step has its bound, so that stopping always ends.
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import logging
 import resource
@@ -134,10 +135,10 @@ class Server:
                 self._door.connect, host, port, backlog=BACKLOG, start_serving=False
             )
         except OSError as error:
-            raise SettingsError(
-                f"cannot listen on {host}, port {port}: {error.strerror}",
-                hint="another process may be listening there; choose another port",
-            ) from None
+            if error.errno == errno.EADDRINUSE:  # The loop words it at length, with the address again.
+                hint = "stop what is listening there, or choose another --port"
+                raise SettingsError(f"port {port} of {host} is in use", hint=hint) from None
+            raise SettingsError(f"cannot listen on {host}, port {port}: {error.strerror}") from None
 
     def _open(self, stop: asyncio.Event) -> None:
         self._relay.open(self._core.start(), self._models.score)
