@@ -15,9 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-HANDBOOK = ROOT.parent / "shared" / "data" / "handbook_transactions.parquet"
+# Not part of the project; CONTRIBUTING.md says how to have it.
+HANDBOOK = Path(
+    os.environ.get("HANDBOOK") or ROOT.parent / "shared" / "data" / "handbook_transactions.parquet"
+).absolute()
 # More load than this and something else is running: figures would be about that.
 QUIET = 0.5
+
+
+def check_handbook() -> None:
+    if not HANDBOOK.is_file():
+        sys.exit(
+            f"the Handbook's transactions are not there: {HANDBOOK}\n"
+            "name their file with HANDBOOK=FILE; CONTRIBUTING.md says how to have it"
+        )
 
 
 @dataclass(frozen=True)

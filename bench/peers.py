@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.measure import HANDBOOK, ROOT, preface
+from bench.measure import HANDBOOK, ROOT, check_handbook, preface
 from bench.replay import FEATURES, Timed, penstock_command, time_task, verify_equal
 from bench.report import Figure, Section, write_results
 
@@ -65,8 +65,7 @@ PEERS = (
 
 def main() -> None:
     arguments = parse_arguments()
-    if not HANDBOOK.exists():
-        sys.exit(f"the Handbook's transactions are not there: {HANDBOOK}")
+    check_handbook()
     ENVIRONMENTS.mkdir(parents=True, exist_ok=True)
     chosen = [peer for peer in PEERS if arguments.only in (None, peer.name)]
     for peer in chosen:

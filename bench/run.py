@@ -17,7 +17,7 @@ from bench.core import measure_core
 from bench.doors import measure_doors
 from bench.expressions import measure_expressions
 from bench.ids import measure_ids
-from bench.measure import HANDBOOK, ROOT, preface
+from bench.measure import ROOT, check_handbook, preface
 from bench.replay import measure_replay
 from bench.report import Section, write_results
 from bench.starts import measure_starts
@@ -35,8 +35,7 @@ MEASUREMENTS: dict[str, Callable[[float], Section]] = {
 
 def main() -> None:
     arguments = parse_arguments()
-    if not HANDBOOK.exists():
-        sys.exit(f"the Handbook's transactions are not there: {HANDBOOK}")
+    check_handbook()
     (ROOT / ".bench").mkdir(exist_ok=True)
     before = preface("make bench", scale=arguments.scale)
     print(before)

@@ -71,7 +71,7 @@ class Service:
     def wait_until_ready(self) -> int:
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline and self.process.poll() is None:
-            if found := re.search(r"ready after .*:(\d+)$", self.log.read_text(), re.MULTILINE):
+            if found := re.search(r'ready after .*:(\d+)(?:"})?$', self.log.read_text(), re.MULTILINE):
                 return int(found.group(1))
             time.sleep(0.02)
         raise AssertionError("the service did not start:\n" + self.log.read_text())

@@ -108,6 +108,10 @@ def test_tail_shows_the_newest_rows_or_those_from_an_offset_on(data: Path) -> No
     assert tail(data, "payments", "-n", 0) == []
     assert tail(data, "payments", "--offset", 2) == everything[2:]
     assert tail(data, "payments", "--offset", 7) == []
+    assert [row["_offset"] for row in everything] == list(range(7))
+    assert tail(data, "payments", "--offset", 2, "-n", 4) == everything[2:6]
+    assert tail(data, "payments", "--offset", 5, "-n", 4) == everything[5:]
+    assert tail(data, "payments", "--offset", 2, "-n", 0) == []
     assert "there are: payments" in fail("tail", "paymnts", "--data", data)
 
 
@@ -117,9 +121,16 @@ def test_tail_shows_decisions_as_they_were_told(data: Path) -> None:
     # The others came a microsecond or more after noon.
     assert (first["card_count_1h"], second["card_count_1h"]) == (2, 3)
     assert first["card_mean_30d"] == 0.01
-    assert json.loads(first["reasons"]) == [{"rule": "far_above_usual", "code": "R01"}]
-    assert (second["id"], second["offset"]) == ("p6", 6)
+    assert first["reasons"] == [{"rule": "far_above_usual", "code": "R01"}]
+    assert (second["id"], second["offset"], second["_offset"]) == ("p6", 6, 1)
     assert tail(data, "authorise.timeouts") == []
+
+
+def test_tail_with_a_consumer_and_a_number_goes_on_after_that_many(data: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "data"
+    subprocess.run(["cp", "-r", "--sparse=always", str(data), str(copied)], check=True)
+    seen = [tail(copied, "payments", "--consumer", "c", "-n", 3, *more) for more in ([], ["--follow"], [], [])]
+    assert [[row["_offset"] for row in rows] for rows in seen] == [[0, 1, 2], [3, 4, 5], [6], []]
 
 
 def test_tail_follows_what_arrives(tmp_path: Path) -> None:
@@ -161,9 +172,26 @@ def test_a_topic_without_rows_is_exported_with_its_columns(data: Path, tmp_path:
     assert pq.read_table(target).column_names[:4] == ["_offset", "_committed_at", "id", "offset"]
 
 
+def test_an_export_has_a_column_for_each_type_that_a_feature_had(tmp_path: Path) -> None:
+    """A mean, then a maximum, then an integer: float64, decimal and int64 under one name."""
+    data, target = tmp_path / "data", tmp_path / "decided.parquet"
+    patient = APP.replace('fallback="approve"', 'within="30s", fallback="approve"')
+    for number, aggregate in enumerate(('mean("amount")', 'max("amount")', "count()", "count()")):
+        app = write_app(tmp_path, app=patient.replace('mean("amount")', aggregate))
+        with running(data, app=app) as service:
+            service.decide(payment(number))
+            assert service.end() == 0
+    assert "wrote 4 rows" in succeed("export", "authorise.decisions", "--to", target, "--data", data)
+    table = pq.read_table(target)
+    assert table.column("usual").to_pylist() == [None, None, 3, 4]
+    assert table.column("usual:float64").to_pylist() == [12.5, None, None, None]
+    assert table.column("usual:decimal(12, 2)").to_pylist() == [None, Decimal("12.50"), None, None]
+    assert table.column("_offset").to_pylist() == table.column("offset").to_pylist() == [0, 1, 2, 3]
+
+
 def test_a_log_is_sound_until_a_byte_of_it_changes(data: Path, tmp_path: Path) -> None:
     report = succeed("log", "verify", "--data", data)
-    assert report.startswith("sound: 1 segments, ") and "payments: 7 rows" in report
+    assert report.startswith("sound: 1 segment, ") and "payments: 7 rows" in report
     segment = next((data / "log").glob("*.segment"))
     place = segment.read_bytes().index(b"p3")
     copied = tmp_path / "data"
@@ -239,7 +267,7 @@ def write_app(folder: Path, rules: str = RULES, app: str = APP) -> Path:
 
 
 def test_rules_that_are_good_are_counted(tmp_path: Path) -> None:
-    assert succeed("rules", "check", write_app(tmp_path)).startswith("policy authorise: 1 rules, version ")
+    assert succeed("rules", "check", write_app(tmp_path)).startswith("policy authorise: 1 rule, version ")
 
 
 SECOND = '\n[[rule]]\nname = "second"\nwhen = "amount > 1"\noutcome = "decline"\n'
@@ -311,9 +339,52 @@ def test_a_load_into_a_directory_in_use_is_told_the_pid(tmp_path: Path) -> None:
         assert service.decide(payment(1))["features"]["card_count_1h"] == 1
 
 
-def test_diagnostics_are_lines_or_json(tmp_path: Path) -> None:
-    with running(tmp_path / "data", "--diagnostics", "json", "--retention", "1h") as service:
-        lines = [line for line in service.log.read_text().splitlines() if line.startswith("{")]
-    warned = json.loads(lines[0])
+TALKING = """
+
+@pipeline.model(version="1")
+def risk(batch):
+    import sys, warnings
+
+    print("scoring\\nrows")
+    print("oh", file=sys.stderr)
+    warnings.warn("old")
+    return batch["amount"].cast(float) / 0
+
+
+pipeline.policy("score", scored, rules="rules.toml", score=risk, within="30s", fallback="approve")
+"""
+
+
+def test_all_diagnostics_are_json_where_that_is_asked(tmp_path: Path) -> None:
+    """What is said at start, warnings, what a model prints, and the error that ends a second service."""
+    app = write_app(tmp_path, app=APP + TALKING)
+    with running(tmp_path / "data", "--diagnostics", "json", "--retention", "1h", app=app) as service:
+        service.wait_for_models()
+        service.call("POST", "/v1/policies/score/decide", json.dumps(payment(1)).encode())
+        refused = fail("run", app, "--port", 0, "--data", tmp_path / "data", "--diagnostics", "json")
+        assert service.end() == 0
+        said = [json.loads(line) for line in service.log.read_text().splitlines()]
+    messages = {entry["message"]: entry for entry in said}
+    warned = next(entry for text, entry in messages.items() if "the log is kept for 1h" in text)
     assert (warned["level"], warned["logger"]) == ("warning", "penstock")
-    assert "the log is kept for 1h and the longest window needs 30d" in warned["message"]
+    assert any(text.startswith("ready after") for text in messages)
+    assert any(text.startswith("data in") for text in messages)
+    assert {messages[text]["logger"] for text in ("scoring", "rows", "oh")} == {"penstock.models.risk"}
+    assert any("UserWarning: old" in text for text in messages)
+    error = json.loads(refused)
+    assert error["level"] == "error" and "in use by process" in error["message"]
+
+
+def test_an_error_before_the_start_is_json_too(tmp_path: Path) -> None:
+    app = write_app(tmp_path, app=APP + "\n1 / 0\n")
+    for refused, message in (
+        (fail("run", app, "--diagnostics", "json"), "error: "),
+        (fail("run", app, "--queue", "many", environment={"PENSTOCK_DIAGNOSTICS": "json"}), "error: setting"),
+    ):
+        assert json.loads(refused)["message"].startswith(message)
+
+
+def test_diagnostics_are_lines_by_default(tmp_path: Path) -> None:
+    with running(tmp_path / "data", "--retention", "1h") as service:
+        lines = service.log.read_text().splitlines()
+    assert any(" WARNING penstock: the log is kept for 1h and the longest window needs 30d" in line for line in lines)

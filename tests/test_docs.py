@@ -87,6 +87,11 @@ def test_the_first_pipeline_is_shown_as_it_is(example: str) -> None:
     assert shown in TEXTS[ROOT / "docs" / "start.md"]
 
 
+def test_the_first_answer_is_shown_with_its_policy_s_version() -> None:
+    (policy,) = compile_plan(load_app(ROOT / "examples" / "first.py")).document["policies"]
+    assert f'"policy_version":"{policy["version"]}"' in TEXTS[ROOT / "docs" / "start.md"]
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
 def test_every_toml_block_is_toml(path: Path) -> None:
     for block in blocks(TEXTS[path], "toml"):
@@ -125,6 +130,17 @@ def test_every_test_that_the_readme_names_exists() -> None:
     assert named
     for test, file in named:
         assert re.search(rf"\b(def|fn) {test}\b", (ROOT / file).read_text()), test
+
+
+def test_every_figure_of_the_readme_is_a_median_of_the_results() -> None:
+    readme = TEXTS[ROOT / "README.md"]
+    table = readme[readme.index("## How fast") : readme.index("## What it is not")]
+    results = (ROOT / "bench" / "RESULTS.md").read_text()
+    figures = [figure for row in re.findall(r"^\|.*\|$", table, re.MULTILINE) for figure in row.split("|", 2)[2:]]
+    shown = re.findall(r"(?<![\w.,])[\d,.]*\d", " ".join(figures))
+    assert len(shown) >= 12
+    for figure in shown:
+        assert re.search(rf"(?<![\d.,]){re.escape(figure)}(?![\d,]|\.\d)", results), figure
 
 
 def test_every_make_target_that_is_named_exists() -> None:

@@ -92,7 +92,7 @@ def test_a_dry_run_with_a_model_moves_nothing(tmp_path: Path) -> None:
         assert (told["features"]["card_count_1h"], told["offset"]) == (1, 0)
 
 
-def test_the_handbook_s_policy_has_the_deadline_and_the_fields_of_the_issue() -> None:
+def test_the_handbook_s_policy_has_a_second_and_needs_five_fields() -> None:
     plan = compile_plan(load_app(HANDBOOK)).document
     (policy,), (topic,) = plan["policies"], plan["topics"]
     assert (policy["name"], policy["within_us"], len(policy["rules"])) == ("authorise", 1_000_000, 10)

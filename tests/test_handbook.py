@@ -10,13 +10,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from oracles.handbook import handbook_features
+from oracles.handbook import HISTORY, handbook_features
 
 ROOT = Path(__file__).resolve().parent.parent
-HISTORY = ROOT.parent / "shared" / "data" / "handbook_transactions.parquet"
 
 
-@pytest.mark.skipif(not HISTORY.exists(), reason="the Handbook's data is not part of the project")
+@pytest.mark.skipif(not HISTORY.exists(), reason="no file with the Handbook's transactions; see CONTRIBUTING.md")
 def test_every_feature_of_every_transaction_is_what_the_book_defines(tmp_path: Path) -> None:
     target = tmp_path / "features.parquet"
     command = [sys.executable, "-m", "penstock", "replay", str(ROOT / "examples" / "handbook.py")]

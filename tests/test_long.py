@@ -17,10 +17,10 @@ from typing import Any
 import polars as pl
 import pytest
 
+from oracles.handbook import HISTORY
 from penstock.demo.service import Service
 
 ROOT = Path(__file__).resolve().parent.parent
-HISTORY = ROOT.parent / "shared" / "data" / "handbook_transactions.parquet"
 DECIDE = "/v1/policies/authorise/decide"
 
 pytestmark = pytest.mark.long

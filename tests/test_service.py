@@ -32,6 +32,28 @@ def test_a_retry_is_told_the_same_and_marked(tmp_path: Path) -> None:
         assert (other.status, other.json()["error"]["code"]) == (409, "id_conflict")
 
 
+def test_of_a_hundred_that_send_one_event_at_a_time_each_is_told_the_same_and_one_is_the_first(tmp_path: Path) -> None:
+    answers: list[Answer] = []
+    with running(tmp_path / "data") as service:
+        together = threading.Barrier(100)
+
+        def call() -> None:
+            together.wait()
+            answers.append(service.call("POST", DECIDE, json.dumps(payment(1)).encode()))
+
+        threads = [threading.Thread(target=call) for _ in range(100)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        following = service.decide(payment(2))
+    assert len(answers) == 100 and {answer.status for answer in answers} == {200}
+    first = without_time(answers[0].json())
+    assert all(without_time(answer.json()) == first for answer in answers)
+    assert sum("Penstock-Repeat" not in answer.headers for answer in answers) == 1
+    assert (following["offset"], following["features"]["card_count_1h"]) == (1, 2)
+
+
 def test_a_thousand_concurrent_requests_on_one_card_see_each_count_once(tmp_path: Path) -> None:
     counts: list[int] = []
 

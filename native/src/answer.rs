@@ -208,8 +208,8 @@ fn write_cause(out: &mut Vec<u8>, cause: Option<&str>) {
     }
 }
 
-/// One row as an object of all its fields.
-pub fn write_row(out: &mut Vec<u8>, batch: &RecordBatch, fields: &[Field], row: usize) {
+/// One row as an object of all its fields; those that `json` names hold JSON already, and are never null.
+pub fn write_row(out: &mut Vec<u8>, batch: &RecordBatch, fields: &[Field], json: &[String], row: usize) {
     out.push(b'{');
     for (index, field) in fields.iter().enumerate() {
         if index > 0 {
@@ -217,7 +217,10 @@ pub fn write_row(out: &mut Vec<u8>, batch: &RecordBatch, fields: &[Field], row: 
         }
         write_text(out, &field.name);
         out.push(b':');
-        write_value(out, batch.column(index), field.kind, row);
+        match json.contains(&field.name) {
+            true => out.extend_from_slice(batch.column(index).as_string::<i32>().value(row).as_bytes()),
+            false => write_value(out, batch.column(index), field.kind, row),
+        }
     }
     out.push(b'}');
 }

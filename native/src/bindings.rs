@@ -943,9 +943,9 @@ fn kept(
     Ok((Batch(batch), refused(wrong)))
 }
 
-/// Each row as a line of JSON: what `penstock tail` shows.
+/// Each row as a line of JSON: what `penstock tail` shows. The columns that `json` names hold JSON already.
 #[pyfunction]
-fn rows_json(batch: &Bound<'_, PyAny>) -> PyResult<String> {
+fn rows_json(batch: &Bound<'_, PyAny>, json: Vec<String>) -> PyResult<String> {
     let batch = import_batch(batch)?;
     let fields: Vec<Field> = (batch.schema_ref().fields().iter())
         .map(|field| {
@@ -954,7 +954,7 @@ fn rows_json(batch: &Bound<'_, PyAny>) -> PyResult<String> {
         .collect::<PyResult<_>>()?;
     let mut text = Vec::new();
     for row in 0..batch.num_rows() {
-        answer::write_row(&mut text, &batch, &fields, row);
+        answer::write_row(&mut text, &batch, &fields, &json, row);
         text.push(b'\n');
     }
     Ok(String::from_utf8(text).expect("JSON is UTF-8"))

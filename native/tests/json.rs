@@ -520,7 +520,7 @@ fn what_is_written_is_decoded_to_the_same_row() {
         assert!(decoded.refused.is_empty(), "round {round}: {} in {bodies:?}", decoded.refused[0].1);
         for (row, body) in bodies.iter().enumerate() {
             let mut out = Vec::new();
-            write_row(&mut out, &decoded.batch, &schema.fields, row);
+            write_row(&mut out, &decoded.batch, &schema.fields, &[], row);
             let back = decode_one(&schema, &out).unwrap();
             assert!(content_equal(&decoded.batch, row, &back, 0), "round {round}: {body}");
             check_against_serde_json(&decoded.batch, row, body, &out);

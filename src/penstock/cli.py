@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Any
 import click
 
 from penstock.errors import PenstockError
-from penstock.settings import FILE, SETTINGS, Settings, read_settings, url
+from penstock.settings import FILE, SETTINGS, Setting, Settings, read_settings, url
 
 
 def main() -> None:
@@ -28,20 +29,26 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except PenstockError as error:
-        click.echo(f"error: {error.message}", err=True)
-        if error.hint:
-            click.echo(f"hint: {error.hint}", err=True)
-        sys.exit(1)
+        complain(error.message, error.hint)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
     except OSError as error:
         place = f" {error.filename}" if error.filename else ""
-        click.echo(f"error: could not use{place}: {error.strerror or error}", err=True)
-        sys.exit(1)
+        complain(f"could not use{place}: {error.strerror or error}")
     finally:
         # Nor is it looked through at the end, for another tenth of a second.
         gc.freeze()
+
+
+def complain(message: str, hint: str | None = None) -> None:
+    """Say what is wrong, and end."""
+    import logging
+
+    from penstock.runtime.diagnostics import say
+
+    say(f"error: {message}", hint=hint, level=logging.ERROR)
+    sys.exit(1)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -59,11 +66,18 @@ def settings_options(*names: str) -> Callable[[Command], Command]:
     def decorate(command: Command) -> Command:
         for setting in reversed(SETTINGS):
             if not names or setting.name in names:
-                command = click.option(setting.option, setting.name, help=setting.about + ".")(command)
+                command = click.option(setting.option, setting.name, help=setting_help(setting))(command)
         about = f"A file with settings (default: {FILE} where there is one)."
         return click.option("--settings", "settings_file", type=click.Path(path_type=Path), help=about)(command)
 
     return decorate
+
+
+def setting_help(setting: Setting) -> str:
+    about = setting.about[0].upper() + setting.about[1:]
+    choices = f": {' or '.join(setting.choices)}" if setting.choices else ""
+    default = "" if setting.default is None else f" (default: {setting.default})"
+    return f"{about}{choices}{default}."
 
 
 def read_options(options: dict[str, Any]) -> Settings:
@@ -79,20 +93,31 @@ app_argument = click.argument("app", type=click.Path(path_type=Path))
 @settings_options()
 def run_command(app: Path, **options: Any) -> None:
     """Serve APP's pipeline over HTTP until SIGTERM or Ctrl-C."""
-    from penstock.runtime.diagnostics import start_diagnostics
+    from penstock.runtime.diagnostics import say, start_diagnostics
     from penstock.serve.service import Service
 
+    # For what may be wrong with the other settings.
+    if (options["diagnostics"] or os.environ.get("PENSTOCK_DIAGNOSTICS")) == "json":
+        start_diagnostics("json", "info")
     settings = read_options(options)
     start_diagnostics(settings["diagnostics"], settings["level"])
     service = Service.load(app, settings)
-    with StartProgress() as progress:
-        service.run(say=progress.say, progress=progress.show)
+    service.run(say=say, progress=StartProgress(say).show)
 
 
-@commands.command("replay")
+class InOrder(click.Command):
+    """Keeps which options stood in which order: the context's `meta` has their names, each as often as it stood."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        _, _, order = self.make_parser(ctx).parse_args(list(args))
+        ctx.meta["order"] = [each.name for each in order]
+        return super().parse_args(ctx, args)
+
+
+@commands.command("replay", cls=InOrder)
 @app_argument
-@click.option("--from", "sources", multiple=True, required=True, help="A file, or log:DIR. Several may be given.")
-@click.option("--topic", "topics", multiple=True, type=(str, str), help="A topic and a file with its events.")
+@click.option("--from", "sources", multiple=True, help="A file of the policy's topic, or log:DIR. May be repeated.")
+@click.option("--topic", "topics", multiple=True, type=(str, str), help="A topic and a file of it. May be repeated.")
 @click.option("--to", "target", type=click.Path(path_type=Path), help="The Parquet file to write.")
 @click.option("--select", help="The columns to write, with commas between them (default: all).")
 @click.option("--policy", help="The policy, where there are several.")
@@ -100,13 +125,19 @@ def run_command(app: Path, **options: Any) -> None:
 @click.option("--skip-invalid", is_flag=True, help="Leave out rows that do not fit, instead of stopping.")
 @click.option("--load", is_flag=True, help="Also append the events to the log in --data.")
 @settings_options("data", "threads", "state_bytes", "segment_bytes", "commit_bytes")
-def replay_command(app: Path, **options: Any) -> None:
+@click.pass_context
+def replay_command(context: click.Context, /, app: Path, **options: Any) -> None:
     """Compute features and decisions over history."""
-    from penstock.runtime.replaying import ReplayOptions, run_replay
+    from penstock.runtime.replaying import ReplayOptions, Source, run_replay
 
-    names = ("sources", "topics", "target", "select", "policy", "as_arrived", "skip_invalid", "load")
+    named = {
+        "sources": iter([Source(path) for path in options.pop("sources")]),
+        "topics": iter([Source(path, topic) for topic, path in options.pop("topics")]),
+    }
+    sources = tuple(next(named[name]) for name in context.meta["order"] if name in named)
+    names = ("target", "select", "policy", "as_arrived", "skip_invalid", "load")
     chosen = {name: options.pop(name) for name in names}
-    run_replay(app, ReplayOptions(**chosen), read_options(options))
+    run_replay(app, ReplayOptions(sources, **chosen), read_options(options))
 
 
 @commands.command("topics")
@@ -129,13 +160,18 @@ def topics_command(as_json: bool, **options: Any) -> None:
 @click.argument("topic")
 @settings_options("data", "host", "port")
 @click.option(
-    "-n", "--lines", type=click.IntRange(min=0), default=10, show_default=True, help="How many of the newest rows."
+    "-n",
+    "--lines",
+    type=click.IntRange(min=0),
+    help="How many of the newest rows (default: 10); with --offset or --consumer, how many from there.",
 )
 @click.option("--offset", type=click.IntRange(min=0), help="From this offset on instead.")
 @click.option("-f", "--follow", is_flag=True, help="Go on as rows arrive.")
 @click.option("--consumer", "name", help="Go on where this consumer stopped, and remember where it stops.")
-def tail_command(topic: str, lines: int, offset: int | None, follow: bool, name: str | None, **options: Any) -> None:
-    """The newest rows of TOPIC, as JSON lines."""
+def tail_command(
+    topic: str, lines: int | None, offset: int | None, follow: bool, name: str | None, **options: Any
+) -> None:
+    """The newest rows of TOPIC, as JSON lines with their offsets."""
     from penstock.runtime.logs import Consumer, tail_rows
 
     settings = read_options(options)
@@ -155,7 +191,7 @@ def export_command(topic: str, target: Path, **options: Any) -> None:
     from penstock.runtime.logs import export_topic
 
     rows = export_topic(read_options(options)["data"], topic, target)
-    click.echo(f"wrote {rows:,} rows to {target}")
+    click.echo(f"wrote {number_of(rows, 'row')} to {target}")
 
 
 @commands.group("log")
@@ -181,10 +217,18 @@ def verify_command(as_json: bool, **options: Any) -> None:
 
 def report_text(report: dict[str, Any]) -> str:
     state = "sound" if report["sound"] else "DAMAGED"
-    lines = [f"{state}: {report['segments']:,} segments, {report['commits']:,} commits"]
-    lines += [f"  {topic}: {rows:,} rows" for topic, rows in sorted(report["rows"].items())]
+    lines = [f"{state}: {number_of(report['segments'], 'segment')}, {number_of(report['commits'], 'commit')}"]
+    lines += [f"  {topic}: {number_of(rows, 'row')}" for topic, rows in sorted(report["rows"].items())]
     lines += [f"  {each['file']}, byte {each['offset']:,}: {each['what']}" for each in report["damages"]]
     return "\n".join(lines)
+
+
+def number_of(count: int, what: str) -> str:
+    """
+    >>> number_of(1, "row"), number_of(2_000, "row")
+    ('1 row', '2,000 rows')
+    """
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
 
 
 @commands.group("rules")
@@ -201,14 +245,14 @@ def rules_check_command(app: Path) -> None:
 
     plan = compile_plan(load_app(app))
     for policy in plan.document["policies"]:
-        count = len(policy["rules"])
-        click.echo(f"policy {policy['name']}: {count} rules, version {policy['version']}")
+        rules = number_of(len(policy["rules"]), "rule")
+        click.echo(f"policy {policy['name']}: {rules}, version {policy['version']}")
 
 
 @commands.command("settings")
 @settings_options()
 def settings_command(**options: Any) -> None:
-    """All settings: value, where it comes from, environment variable, meaning."""
+    """All settings, and where each comes from."""
     settings = read_options(options)
     for setting in SETTINGS:
         click.echo(
@@ -222,36 +266,31 @@ def settings_command(**options: Any) -> None:
 @click.option("--rate", default=2000.0, show_default=True, help="Payments a second.")
 @click.option("--customers", default=2000, show_default=True, help="Who pays.")
 @click.option("--terminals", default=4000, show_default=True, help="Where they pay.")
-@click.option("--seed", default=1, show_default=True, help="The same seed gives the same payments.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=1, show_default=True, help="The same seed gives the same payments."
+)
 def demo_command(**options: Any) -> None:
-    """Payments with fraud among them, decided while their sender waits."""
+    """Payments, with fraud among them, decided live."""
     from penstock.demo.main import run_demo
 
     sys.exit(run_demo(**options))
 
 
 class StartProgress:
-    """Lines about the start, and a bar for what takes long, both on standard error."""
+    """Says how far something long is, a line every half second."""
 
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
         # What is done within half a second needs no progress.
         self.shown = time.monotonic()
 
-    def __enter__(self) -> StartProgress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return
-
-    def say(self, text: str) -> None:
-        click.echo(text, err=True)
-
     def show(self, what: str, done: int, of: int) -> None:
         now = time.monotonic()
-        if now - self.shown >= 0.5:
+        # At its end there is nothing more to wait for.
+        if now - self.shown >= 0.5 and (done < of or not of):
             self.shown = now
             share = f" of {of:,}, {100 * min(done, of) / of:.0f} %" if of else ""
-            click.echo(f"{what}: {done:,}{share}", err=True)
+            self.say(f"{what}: {done:,}{share}")
 
 
 if __name__ == "__main__":

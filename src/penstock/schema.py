@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,6 +40,15 @@ class Type:
             precision, scale = value["decimal"]
             return Type("decimal", precision, scale)
         return Type(value)
+
+    @staticmethod
+    def from_arrow(value: pa.DataType) -> Type:
+        """The type that `to_arrow` makes into this one."""
+        import pyarrow as pa
+
+        if pa.types.is_decimal(value):
+            return Type("decimal", value.precision, value.scale)
+        return next(each for each in map(Type, get_args(Kind)) if each.kind != "decimal" and each.to_arrow() == value)
 
     def to_arrow(self) -> pa.DataType:
         import pyarrow as pa

@@ -132,14 +132,15 @@ def test_what_could_not_be_meant_is_refused_with_its_place(change: tuple[str, st
     assert message in refused.value.message
 
 
-@pytest.mark.parametrize("inline", [True, False])
-def test_two_rules_of_one_name_are_both_named_with_their_places(inline: bool) -> None:
-    if inline:
+@pytest.mark.parametrize("form", ["[[rule]]", '[[ "rule" ]]', "[['rule']]", "in line"])
+def test_two_rules_of_one_name_are_both_named_with_their_places(form: str) -> None:
+    if form == "in line":
         entry = '{name = "r1", when = "amount > 1", outcome = "decline"}'
         text = f'default = "approve"\noutcomes = ["decline", "approve"]\nrule = [{entry}, {entry}]\n'
         message = 'rules, rule 2, rule "r1": rule 1 has a rule of this name'
     else:
-        text, message = GOOD + "\n" + GOOD.split("\n", 2)[2], 'line 10, rule "r1": line 3 has a rule of this name'
+        text = (GOOD + "\n" + GOOD.split("\n", 2)[2]).replace("[[rule]]", form)
+        message = 'rules, line 10, rule "r1": line 3 has a rule of this name'
     with pytest.raises(DefinitionError) as refused:
         parse_rules(text, COLUMNS)
     assert message in refused.value.message

@@ -1,4 +1,4 @@
-"""The demonstration as it is run: where there is no terminal, on one, and ended early."""
+"""The demonstration: what it generates, and how it runs: where there is no terminal, on one, and ended early."""
 
 from __future__ import annotations
 
@@ -9,13 +9,33 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-SMALL = ["--rate", "300", "--customers", "200", "--terminals", "300"]
+from penstock.demo.generator import Size, generate, payments_table, reports_table
+from penstock.demo.main import run_demo
+from penstock.errors import SettingsError
+
+SMALL = ["--customers", "200", "--terminals", "300"]
 COMMAND = [sys.executable, "-m", "penstock", "demo", *SMALL]
 PATIENCE_S = 120
+NOW = int(datetime(2026, 11, 1, 12, tzinfo=UTC).timestamp() * 1e6)
+DAY_US = 86_400_000_000
+
+
+def test_a_seed_gives_the_same_history_and_it_ends_now() -> None:
+    first, again, other = (generate(seed=seed, days=50, now=NOW, size=Size(100, 200)) for seed in (1, 1, 2))
+    assert payments_table(first.payments).equals(payments_table(again.payments))
+    assert reports_table(first.reports).equals(reports_table(again.reports))
+    assert not payments_table(first.payments).equals(payments_table(other.payments))
+    paid_at = first.payments.paid_at
+    assert np.all(np.diff(paid_at) >= 0)
+    assert NOW - DAY_US < paid_at[-1] <= NOW
+    assert first.reports.reported_at.max() <= NOW
 
 
 def number(pattern: str, text: str) -> int:
@@ -24,13 +44,21 @@ def number(pattern: str, text: str) -> int:
     return int(found.group(1).replace(",", ""))
 
 
-def test_its_summary_counts_every_payment_once(tmp_path: Path) -> None:
-    # From an empty folder: an installed package has nothing else.
+def run(folder: Path, *arguments: str) -> str:
+    """The demonstration's output. It runs in an empty folder, as an installed package has nothing else."""
+    temporary = folder / "temporary"
+    temporary.mkdir()
     ended = subprocess.run(
-        [*COMMAND, "--seconds", "2"], capture_output=True, text=True, timeout=PATIENCE_S, cwd=tmp_path
-    )
+        [*COMMAND, *arguments], capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+        cwd=folder, env={**os.environ, "TMPDIR": str(temporary)},
+    )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
-    said = ended.stdout
+    assert list(folder.iterdir()) == [temporary] and list(temporary.iterdir()) == [], "what it wrote is removed again"
+    return ended.stdout
+
+
+def test_its_summary_counts_every_payment_once(tmp_path: Path) -> None:
+    said = run(tmp_path, "--rate", "300", "--seconds", "2")
     assert "\x1b" not in said and "refused with" not in said
     assert number(r"payments decided +([\d,]+)", said) == 600
     outcomes = ("approve", "review", "decline")
@@ -39,14 +67,36 @@ def test_its_summary_counts_every_payment_once(tmp_path: Path) -> None:
     frauds = re.search(r"^all +([\d,]+) +([\d,]+) +([\d,.]+) +([\d,.]+)$", said, re.MULTILINE)
     assert frauds and int(frauds.group(1)) <= int(frauds.group(2))
     assert re.search(r"answer p50 +[\d.]+ ms", said) and re.search(r"answer p99 +[\d.]+ ms", said)
-    assert list(tmp_path.iterdir()) == []
+
+
+def test_less_than_one_payment_is_one(tmp_path: Path) -> None:
+    said = run(tmp_path, "--rate", "0.1", "--seconds", "1")
+    assert said.startswith("0.1 generated payments a second for 1 s")
+    assert number(r"payments decided +([\d,]+)", said) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seconds": float("nan")}, "seconds is nan, and must be a number above 0"),
+        ({"seconds": float("inf")}, "seconds is inf"),
+        ({"rate": float("-inf")}, "rate is -inf"),
+        ({"rate": 0.0}, "rate is 0.0"),
+        ({"customers": 0}, "customers is 0"),
+        ({"terminals": -1}, "terminals is -1"),
+        ({"rate": 1e300}, "more than 10,000,000 payments"),
+    ],
+)
+def test_a_number_that_cannot_be_meant_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        run_demo(**settings)
 
 
 @pytest.mark.parametrize("on_terminal", [False, True])
 def test_ctrl_c_ends_it_in_order_with_its_summary(tmp_path: Path, on_terminal: bool) -> None:
     main, terminal = pty.openpty() if on_terminal else os.pipe()
     process = subprocess.Popen(
-        [*COMMAND, "--seconds", "100"], stdin=subprocess.DEVNULL, stdout=terminal, stderr=terminal,
+        [*COMMAND, "--rate", "300", "--seconds", "100"], stdin=subprocess.DEVNULL, stdout=terminal, stderr=terminal,
         cwd=tmp_path, env={**os.environ, "COLUMNS": "80", "LINES": "30", "TERM": "xterm"},
     )  # fmt: skip
     os.close(terminal)

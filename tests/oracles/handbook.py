@@ -15,10 +15,15 @@ bounds.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+# Not part of the project; CONTRIBUTING.md says how to have it.
+HISTORY = Path(os.environ.get("HANDBOOK") or ROOT.parent / "shared" / "data" / "handbook_transactions.parquet")
 
 DAYS = (1, 7, 30)
 DELAY_DAYS = 7

@@ -94,9 +94,7 @@ def test_tail_goes_on_where_its_consumer_stopped_and_repeats_what_was_not_commit
 
     def seen(take: int | None) -> list[str]:
         consumer = Consumer(data, "lake", "payments", url="http://127.0.0.1:9")
-        rows = tail_rows(
-            data, "payments", lines=0, offset=None, follow=False, sleep=lambda _: None, consumer=consumer
-        )
+        rows = tail_rows(data, "payments", follow=False, sleep=lambda _: None, consumer=consumer)
         return [json.loads(line)["payment_id"] for text in itertools.islice(rows, take) for line in text.splitlines()]
 
     everything = ["p0", "p1", "p2", "p3", "p4"]

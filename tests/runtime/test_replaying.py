@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import pty
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -16,9 +22,9 @@ import pytest
 
 from penstock.errors import DefinitionError, InputError
 from penstock.runtime import history
-from penstock.runtime.replaying import ReplayOptions, run_replay
+from penstock.runtime.replaying import ReplayOptions, Source, run_replay
 from penstock.settings import read_settings
-from processes import EVENTS, FIRST, JSON, NDJSON, fail, payment, running, succeed
+from processes import EVENTS, FIRST, JSON, NDJSON, PATIENCE_S, fail, payment, running, succeed
 
 APP = '''
 from datetime import datetime
@@ -163,9 +169,9 @@ def replay(
     chosen: dict[str, Any] = {
         "select": None, "policy": None, "as_arrived": False, "skip_invalid": False, "load": False, **options,
     }  # fmt: skip
-    named = tuple((topic, str(path)) for topic, path in topics)
+    named = [Source(str(source)) for source in sources] + [Source(str(path), topic) for topic, path in topics]
     settings = read_settings({"data": app.parent / "data", "threads": threads}, environment={})
-    run_replay(app, ReplayOptions(tuple(map(str, sources)), named, target, **chosen), settings)
+    run_replay(app, ReplayOptions(tuple(named), target, **chosen), settings)
     return pq.read_table(target)
 
 
@@ -217,16 +223,49 @@ def test_topics_are_merged_by_time_then_by_the_order_of_files_then_by_row(app: P
     assert column(turned, "payment_id") == ["p1", "p4", "p5", "p2", "p3"]
 
 
-def test_payments_may_be_named_as_another_topic_to_come_after_it(app: Path, tmp_path: Path) -> None:
-    """The order of files is that of the command line within each option: sources first, then topics."""
+@pytest.mark.parametrize("as_arrived", [False, True])
+def test_the_order_of_files_is_that_of_the_command_line_whatever_names_them(
+    app: Path, tmp_path: Path, as_arrived: bool
+) -> None:
+    """Two payments and a report of one instant: the payment that stands behind the report sees it."""
+    first = ("--from", written(tmp_path / "first.parquet", [paid(1, 0, card="c")]))
     report = [{"report_id": 1, "card": "c", "reported_at": NOON}]
-    reports = written(tmp_path / "reports.parquet", report)
-    more = written(tmp_path / "more.parquet", [paid(2, 0, card="c")])
-    first = written(tmp_path / "first.parquet", [paid(1, 0, card="c")])
-    table = replay(app, first, topics=[("reports", reports), ("payments", more)])
-    assert (column(table, "payment_id"), column(table, "reports")) == (["p1", "p2"], [0, 1])
-    with pytest.raises(DefinitionError, match='no topic "others"'):
-        replay(app, first, topics=[("others", more)])
+    reports = ("--topic", "reports", written(tmp_path / "reports.parquet", report))
+    more = ("--topic", "payments", written(tmp_path / "more.parquet", [paid(2, 0, card="c")]))
+    target = tmp_path / "out.parquet"
+    for files, ids, seen in (
+        ((first, reports, more), ["p1", "p2"], [0, 1]),
+        ((reports, first, more), ["p1", "p2"], [1, 1]),
+        ((more, reports, first), ["p2", "p1"], [0, 1]),
+        ((more, first, reports), ["p2", "p1"], [0, 0]),
+    ):
+        arguments = [argument for file in files for argument in file]
+        succeed("replay", app, *arguments, "--to", target, *(["--as-arrived"] if as_arrived else []))
+        table = pq.read_table(target)
+        assert (column(table, "payment_id"), column(table, "reports")) == (ids, seen)
+    succeed("replay", app, *more, "--to", target)
+    assert column(pq.read_table(target), "payment_id") == ["p2"]
+    assert 'no topic "others"' in fail("replay", app, "--topic", "others", more[2], "--to", target)
+    assert "nothing to read" in fail("replay", app, "--to", target)
+
+
+def test_the_bar_counts_the_events_of_all_topics(app: Path, tmp_path: Path) -> None:
+    payments = written(tmp_path / "payments.ndjson", PAYMENTS)
+    reports = written(tmp_path / "reports.parquet", REPORTS)
+    main, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "penstock", "replay", str(app), "--from", str(payments), "--topic", "reports",
+         str(reports), "--to", str(tmp_path / "out.parquet")],
+        stderr=terminal, env={**os.environ, "COLUMNS": "100", "TERM": "xterm"},
+    )  # fmt: skip
+    os.close(terminal)
+    said = b""
+    with suppress(OSError):  # A terminal's other side has closed.
+        while part := os.read(main, 65_536):
+            said += part
+    os.close(main)
+    assert process.wait(PATIENCE_S) == 0
+    assert b"68/68" in said and b"replayed 60 events" in re.sub(rb"\x1b\[[\d;]*m", b"", said)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "csv", "ndjson"])
@@ -472,6 +511,43 @@ def test_a_load_alone_needs_no_file_to_write(app: Path, tmp_path: Path) -> None:
     listed = json.loads(succeed("topics", "--data", tmp_path / "data", "--json"))
     assert listed[0]["next_offset"] == len(PAYMENTS), "what was loaded twice is there once"
     assert json.loads(succeed("tail", "payments", "-n", 1, "--data", tmp_path / "data"))["payment_id"] == "p59"
+
+
+@pytest.mark.parametrize("kind", ["parquet", "ndjson", "csv"])
+@pytest.mark.parametrize("sorted_by_itself", [True, False])
+def test_a_row_that_the_door_refuses_ends_a_load_with_its_file_and_row(
+    app: Path, tmp_path: Path, kind: str, sorted_by_itself: bool
+) -> None:
+    """An id with other content, after a row that does not fit, behind another file of the topic and of another."""
+    events = [paid(number, number) for number in range(30)]
+    events[20] = paid(3, 20, amount=Decimal("5.00"))
+    if not sorted_by_itself:
+        events[0], events[1] = events[1], events[0]
+    second = written(tmp_path / f"second.{kind}", events)
+    wrong = [paid(number, number + 100, items=-number) for number in (100, 101)]
+    first = written(tmp_path / "first.ndjson", wrong)
+    first.write_text(first.read_text().replace('"c1"', "1"))
+    reports = written(tmp_path / "reports.parquet", REPORTS)
+    command = ("replay", app, "--from", first, "--topic", "reports", reports, "--topic", "payments", second)
+    load = ("--load", "--skip-invalid", "--data", tmp_path / "data", *["--as-arrived"][:sorted_by_itself])
+    refused = fail(*command, *load)
+    assert f"could not load into the log: {second}, row 21: this id was used before" in refused
+    alone = fail("replay", app, "--from", second, "--load", "--data", tmp_path / "alone")
+    assert f"could not load into the log: {second}, row 21: this id was used before" in alone
+    assert "load again" in alone and "p3" not in alone
+
+
+def test_rows_are_numbered_as_in_their_file_whatever_was_left_out(app: Path, tmp_path: Path) -> None:
+    events = [paid(number, number) for number in range(12)]
+    events[9] = paid(8, 9, amount=Decimal("5.00"))
+    file = written(tmp_path / "payments.ndjson", events)
+    lines = file.read_text().splitlines()
+    for row in (0, 4, 5, 11):
+        lines[row] = "{"
+    file.write_text("\n".join(lines))
+    for more in ([], ["--as-arrived"]):
+        refused = fail("replay", app, "--from", file, "--load", "--skip-invalid", "--data", tmp_path / "data", *more)
+        assert f"{file}, row 10: this id was used before" in refused
 
 
 def test_a_replay_of_a_log_is_in_its_own_order(tmp_path: Path) -> None:

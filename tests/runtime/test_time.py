@@ -104,12 +104,13 @@ def test_an_event_from_the_future_is_refused_and_leaves_nothing(pipeline: ps.Pip
                 with pytest.raises(testing.Refused) as refused:
                     ask("authorise", event)
                 assert (refused.value.status, refused.value.code) == (422, "ahead_of_clock")
+                assert refused.value.field == "paid_at"
                 assert '"paid_at"' in refused.value.message
             for answer in (
                 service.append("payments", [event])["rejected"][0],
                 service.decide_many("authorise", [event])[0],
             ):
-                assert answer["error"]["code"] == "ahead_of_clock"
+                assert (answer["error"]["code"], answer["error"]["field"]) == ("ahead_of_clock", "paid_at")
         # What was refused has not made the present late.
         now = service.decide("authorise", paid("now", NOON - timedelta(minutes=50)))
         assert "late" not in now

@@ -97,7 +97,7 @@ def test_rejected_rows_are_listed_with_their_reason_and_the_others_are_in(servic
         (wrong(amount=1.005), "too_precise", "amount"),
         (wrong(amount="99999999999.00"), "out_of_range", "amount"),
         (wrong(paid_at="2026-11-01T12:00:00"), "wrong_type", "paid_at"),
-        (wrong(paid_at="2100-01-01T00:00:00Z"), "ahead_of_clock", None),
+        (wrong(paid_at="2100-01-01T00:00:00Z"), "ahead_of_clock", "paid_at"),
         ({"payment_id": "p"}, "missing_field", "card"),
         ({**taken, "amount": "1.00"}, "id_conflict", None),
         ({**good[0], "amount": "2.00"}, "id_conflict", None),

@@ -6,6 +6,7 @@ use arrow_array::{Array, ArrayRef, RecordBatch};
 use arrow_schema::DataType;
 
 use super::core::{Core, Cycle};
+use super::error_body;
 use crate::decode::content_equal;
 use crate::engine::event_times;
 use crate::error::{Error, Result};
@@ -20,8 +21,8 @@ pub(super) enum Seen {
     InCycle(usize, usize),
     /// The same event is in the log.
     Before(SeenEvent),
-    /// It is not taken: an HTTP status, a code and why.
-    Refused(u16, &'static str, String),
+    /// It is not taken: an HTTP status, and the error as a body.
+    Refused(u16, Vec<u8>),
 }
 
 #[derive(Clone)]
@@ -93,7 +94,7 @@ impl Core {
             let judged = match self.seen_before(cycle, topic, origin, batch, (row, hashes[row]), &addresses) {
                 Ok(Some(judged)) => judged,
                 Err(error @ (Error::Damaged { .. } | Error::Io { .. })) => {
-                    Seen::Refused(500, "log_damaged", error.to_string())
+                    Seen::Refused(500, error_body("log_damaged", &error.to_string(), None))
                 }
                 Err(error) => return Err(error),
                 Ok(None) => ahead(about, cycle.now_us, time)
@@ -193,17 +194,18 @@ pub(super) fn ahead(about: &TopicPlan, now_us: i64, time: i64) -> Option<Seen> {
     (time > now_us.saturating_add(about.ahead_us)).then(|| {
         let field = &about.fields[about.time].name;
         let message = format!("field \"{field}\": the event's time is too far ahead of the clock here");
-        Seen::Refused(422, "ahead_of_clock", message)
+        Seen::Refused(422, error_body("ahead_of_clock", &message, Some(field)))
     })
 }
 
 fn conflict() -> Seen {
-    Seen::Refused(409, "id_conflict", "this id was used before, for an event with other content".into())
+    let message = "this id was used before, for an event with other content";
+    Seen::Refused(409, error_body("id_conflict", message, None))
 }
 
 fn other_door() -> Seen {
     let message = "this event entered before through another door: its topic's, or another policy's";
-    Seen::Refused(409, "entered_elsewhere", message.into())
+    Seen::Refused(409, error_body("entered_elsewhere", message, None))
 }
 
 pub(super) enum Id<'a> {

@@ -335,9 +335,9 @@ impl Core {
                 Seen::New => cycle.offset(group, row),
                 Seen::InCycle(group, row) => cycle.offset(*group, *row),
                 Seen::Before(event) => event.offset,
-                Seen::Refused(_, code, message) => {
+                Seen::Refused(_, body) => {
                     self.stats.refused += 1;
-                    self.refuse_line(number, line, &error_body(code, message, None));
+                    self.refuse_line(number, line, body);
                     continue;
                 }
             };

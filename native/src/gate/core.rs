@@ -349,18 +349,7 @@ impl Core {
     }
 
     /// Say no to one waiter: an answer of its own, or its line of a larger one.
-    pub(super) fn refuse(
-        &mut self,
-        cycle: &mut Cycle,
-        waiter: &Waiter,
-        status: u16,
-        code: &str,
-        message: &str,
-    ) {
-        self.refuse_with(cycle, waiter, status, error_body(code, message, None));
-    }
-
-    pub(super) fn refuse_with(&mut self, cycle: &mut Cycle, waiter: &Waiter, status: u16, body: Vec<u8>) {
+    pub(super) fn refuse(&mut self, cycle: &mut Cycle, waiter: &Waiter, status: u16, body: Vec<u8>) {
         match *waiter {
             Waiter::One { handle, .. } => {
                 cycle.answers.push(Answer::plain(handle, status, body));

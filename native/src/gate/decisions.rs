@@ -59,9 +59,9 @@ impl Core {
                 Seen::New => queue.push((queue.len(), waiter)),
                 Seen::InCycle(group, row) => again.push((*group, *row, waiter.repeated())),
                 Seen::Before(event) => self.repeat(cycle, policy, event, waiter.repeated())?,
-                Seen::Refused(status, code, message) => {
+                Seen::Refused(status, body) => {
                     self.stats.refused += 1;
-                    self.refuse(cycle, &waiter, *status, code, message);
+                    self.refuse(cycle, &waiter, *status, body.clone());
                 }
             }
         }

@@ -69,8 +69,8 @@ impl Core {
         let judge = |&time: &i64| ahead(about, cycle.now_us, time).unwrap_or(Seen::New);
         let seen: Vec<Seen> = times.iter().map(judge).collect();
         for (seen, waiter) in seen.iter().zip(&waiters) {
-            if let Seen::Refused(status, code, message) = seen {
-                self.refuse(cycle, waiter, *status, code, message);
+            if let Seen::Refused(status, body) = seen {
+                self.refuse(cycle, waiter, *status, body.clone());
             }
         }
         let mut kept = seen.iter().map(|seen| matches!(seen, Seen::New));

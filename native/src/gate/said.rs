@@ -32,7 +32,7 @@ impl Core {
             }
             Err(error) => {
                 let (status, body) = unreadable(error)?;
-                self.refuse_with(cycle, &waiter, status, body);
+                self.refuse(cycle, &waiter, status, body);
                 return Ok(());
             }
         }
@@ -51,7 +51,7 @@ impl Core {
             return Ok(());
         }
         let message = "the event is in the log, but no decision about it was found";
-        self.refuse(cycle, &waiter, 500, "no_decision", message);
+        self.refuse(cycle, &waiter, 500, error_body("no_decision", message, None));
         Ok(())
     }
 

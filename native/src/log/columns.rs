@@ -64,22 +64,6 @@ pub(super) fn check(batch: &RecordBatch, schema: &Schema) -> Result<()> {
     Ok(())
 }
 
-/// The bytes that `pack` needs at most.
-pub(super) fn packed_bytes_max(batch: &RecordBatch, schema: &Schema) -> usize {
-    let rows = batch.num_rows();
-    let columns = batch.columns().iter().zip(&schema.fields);
-    let bytes = columns.map(|(column, field)| {
-        rows.div_ceil(8)
-            + match field.kind {
-                Type::Bool => rows.div_ceil(8),
-                Type::Int64 | Type::Float64 | Type::Timestamp => 8 * rows,
-                Type::Decimal(..) => 16 * rows,
-                Type::Text => 4 * rows + column.as_any().downcast_ref::<StringArray>().map_or(0, text_bytes),
-            }
-    });
-    schema.fields.len().div_ceil(8) + bytes.sum::<usize>()
-}
-
 /// Append the rows to `out`; they have passed `check`.
 pub(super) fn pack(batch: &RecordBatch, schema: &Schema, out: &mut Vec<u8>) {
     let flags = out.len();

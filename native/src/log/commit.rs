@@ -79,15 +79,6 @@ impl StoredSection {
     }
 }
 
-/// What a frame with these sections takes at most, beside the catalog's changes.
-pub(super) fn payload_bytes_max(sections: &[Section], schemas: &[Arc<StoredSchema>]) -> usize {
-    let bytes = sections.iter().zip(schemas).map(|(section, stored)| {
-        let marks = section.marks.as_ref().map_or(0, Vec::len);
-        SECTION_HEADER_BYTES + marks + columns::packed_bytes_max(&section.batch, &stored.schema)
-    });
-    bytes.sum()
-}
-
 /// Refuse a section that could not be read back.
 pub(super) fn check(section: &Section, stored: &StoredSchema) -> Result<()> {
     let rows = section.batch.num_rows();

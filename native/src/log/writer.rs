@@ -249,12 +249,6 @@ impl Log {
         Ok(Committed { sequence: self.link.sequence, address: self.address(), base_offsets })
     }
 
-    /// What an append of these sections takes at most.
-    pub fn append_bytes(&self, sections: &[Section]) -> Result<u64> {
-        let schemas = self.schemas(sections)?;
-        Ok(frame::frame_bytes(commit::payload_bytes_max(sections, &schemas)) as u64)
-    }
-
     /// The largest append that a segment of its own can take.
     pub fn append_bytes_max(&self) -> u64 {
         let catalog = frame::frame_bytes(self.catalog.to_bytes().len()) + segment::HEADER_BYTES;

@@ -151,7 +151,7 @@ def _check_names(rules: list[Rule], places: list[str], name: str) -> None:
 def _rule_lines(text: str) -> list[int]:
     """The lines on which rules begin; TOML's reader does not tell them."""
     lines = enumerate(text.splitlines(), start=1)
-    return [number for number, line in lines if re.match(r"\s*\[\[\s*rule\s*\]\]", line)]
+    return [number for number, line in lines if re.match(r"""\s*\[\[\s*(["']?)rule\1\s*\]\]""", line)]
 
 
 def _quoted(names: tuple[str, ...]) -> str:

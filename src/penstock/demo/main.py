@@ -29,6 +29,7 @@ WARM_DAYS = 38
 BATCH_ROWS = 20_000
 ARROW = "application/vnd.apache.arrow.stream"
 SHOW_SECONDS = 0.25
+PAYMENTS_MAX = 10_000_000
 
 
 def run_demo(
@@ -55,6 +56,7 @@ def run_demo(
     _check(
         seconds=seconds, rate=rate, customers=customers, terminals=terminals, warm_days=warm_days
     )
+    count = _count(seconds, rate)
     console = console or Console()
     with ExitStack() as stack:
         try:
@@ -62,13 +64,13 @@ def run_demo(
             log = folder / "service.txt"
             service = Service(app or APP, data=folder / "data", log=log)
             console.print(
-                f"{rate:,.0f} generated payments a second for {seconds:,.0f} s, each decided and "
+                f"{rate:,.15g} generated payments a second for {seconds:,.15g} s, each decided and "
                 "on disk before its answer; Ctrl-C ends it"
             )
             start = time.monotonic()
             stack.enter_context(service)
             # While the service starts, the history is made; while that is loaded, the requests.
-            warm, live = histories(round(seconds * rate), warm_days=warm_days, seed=seed, size=size)
+            warm, live = histories(count, warm_days=warm_days, seed=seed, size=size)
             driver = stack.enter_context(Driver(Schedule(live, seconds, service.port)))
             service.wait_until_ready()
             took = time.monotonic() - start
@@ -151,5 +153,16 @@ def _arrow_bodies(table: pa.Table) -> Iterator[bytes]:
 
 def _check(**settings: float) -> None:
     for name, value in settings.items():
-        if value <= 0:
-            raise SettingsError(f"{name} is {value}, and must be more than nothing")
+        if not 0 < value < math.inf:
+            raise SettingsError(f"{name} is {value}, and must be a number above 0")
+
+
+def _count(seconds: float, rate: float) -> int:
+    """How many payments to send, at least one. All are made before the first is sent, so there is a bound."""
+    count = seconds * rate
+    if count > PAYMENTS_MAX:
+        raise SettingsError(
+            f"{seconds:g} s at {rate:g} payments a second are more than {PAYMENTS_MAX:,} payments",
+            hint="give fewer --seconds, or a lower --rate",
+        )
+    return max(1, round(count))

@@ -1,14 +1,14 @@
 """Events of the past as batches: Parquet, CSV and NDJSON files, or a log, in the order in which replay takes them.
 
-The order is event time, then the order of the files, then the row. A file that is sorted so by itself is streamed;
-several files, or one that is not sorted, are brought into order in memory.
+The order is event time, then the order of the files as they are named, then the row. A file that is sorted so by itself
+is streamed; several files, or one that is not sorted, are brought into order in memory.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,23 @@ class Refusals:
         self.count += 1
         self.shown = self.shown or []
         if len(self.shown) < REFUSED_SHOWN:
-            self.shown.append(f"{path}, row {row + 1:,}: {why}")
+            self.shown.append(f"{_place(path, row)}: {why}")
+
+
+@dataclass
+class FileRows:
+    """What was read of a file: how many rows fit, and the numbers, from 0, of those that did not."""
+
+    kept: int = 0
+    left_out: list[int] = field(default_factory=list)
+
+    def number(self, kept: int) -> int:
+        """The row in the file, from 0, of one that fits, counted among these."""
+        for row in self.left_out:
+            if row > kept:
+                break
+            kept += 1
+        return kept
 
 
 class FileHistory:
@@ -61,8 +77,11 @@ class FileHistory:
         self.as_arrived = as_arrived
         self.skip_invalid = skip_invalid
         self.refusals = Refusals()
+        self.total = self.told_rows()
+        self.read_rows = [FileRows() for _ in files]
+        self.places: dict[int, np.ndarray[Any, Any]] = {}
 
-    def rows(self) -> int | None:
+    def told_rows(self) -> int | None:
         """How many rows there are, where the files say so themselves."""
         import pyarrow.parquet as pq
 
@@ -73,11 +92,23 @@ class FileHistory:
 
     def __iter__(self) -> Iterator[tuple[int, pa.RecordBatch]]:
         if self.as_arrived or (len(self.files) == 1 and self.sorted_by_itself(self.files[0])):
-            for file in self.files:
-                for batch in self.read(file):
+            for file, rows in zip(self.files, self.read_rows, strict=True):
+                for batch in self.read(file, rows):
                     yield file.topic, batch
             return
         yield from self.merge()
+
+    def place(self, topic: int, index: int) -> str:
+        """Where an event stands that was given, the topic's events counted from 0: file and row."""
+        if topic in self.places:
+            index = int(self.places[topic][index])
+        for file, rows in zip(self.files, self.read_rows, strict=True):
+            if file.topic != topic:
+                continue
+            if index < rows.kept:
+                return _place(file.path, rows.number(index))
+            index -= rows.kept
+        raise IndexError(index)
 
     def sorted_by_itself(self, file: HistoryFile) -> bool:
         """Whether a Parquet file's times never fall; of the other formats that is only known when they are read."""
@@ -108,7 +139,11 @@ class FileHistory:
         import numpy as np
         import pyarrow as pa
 
-        tables = [pa.Table.from_batches(list(self.read(file)), self.arrow_schema(file)) for file in self.files]
+        tables = [
+            pa.Table.from_batches(list(self.read(file, rows)), self.arrow_schema(file))
+            for file, rows in zip(self.files, self.read_rows, strict=True)
+        ]
+        self.total = sum(table.num_rows for table in tables)
         times = np.concatenate([self.times(file, table) for file, table in zip(self.files, tables, strict=True)])
         # Stable, and the files stand one after the other: equal times keep the order of files, then of rows.
         order = np.argsort(times, kind="stable")
@@ -118,12 +153,14 @@ class FileHistory:
         topics = np.concatenate(
             [np.full(table.num_rows, file.topic) for file, table in zip(self.files, tables, strict=True)]
         )
-        sorted_tables = {
-            topic: _take_sorted(tables, indexes, order, topics, topic) for topic, indexes in by_topic.items()
-        }
+        sorted_tables = {}
+        for topic, indexes in by_topic.items():
+            self.places[topic] = _sorted_places(tables, indexes, order, topics, topic)
+            own = pa.concat_tables([tables[index] for index in indexes])
+            sorted_tables[topic] = own.take(pa.array(self.places[topic]))
         yield from _runs(sorted_tables, topics[order])
 
-    def read(self, file: HistoryFile) -> Iterator[pa.RecordBatch]:
+    def read(self, file: HistoryFile, read: FileRows) -> Iterator[pa.RecordBatch]:
         """A file's events with their schema's types, in the file's order."""
         import pyarrow as pa
 
@@ -131,9 +168,11 @@ class FileHistory:
         for batch, rows, refused in self.conformed(file):
             for index, _, why in refused:
                 self.refusals.add(file.path, row + index, why)
+                read.left_out.append(row + index)
             if refused and not self.skip_invalid:
                 raise self.invalid()
             row += rows
+            read.kept += batch.num_rows
             if batch.num_rows:
                 yield pa.record_batch(batch)
 
@@ -192,9 +231,7 @@ class LogHistory:
         topics = [(topic["name"], json.dumps(topic["fields"])) for topic in plan.document["topics"]]
         self.runs = _native.LogRuns(str(data), topics, BATCH_ROWS)
         self.refusals = Refusals()
-
-    def rows(self) -> int | None:
-        return None
+        self.total: int | None = None
 
     def __iter__(self) -> Iterator[tuple[int, pa.RecordBatch]]:
         import pyarrow as pa
@@ -204,6 +241,10 @@ class LogHistory:
             yield topic, pa.record_batch(batch)
 
 
+def _place(path: Path, row: int) -> str:
+    return f"{path}, row {row + 1:,}"
+
+
 def _integers(times: pa.Array) -> np.ndarray[Any, Any]:
     """Times as integers of their unit. `to_numpy` would import pandas, which takes longer than the file."""
     import numpy as np
@@ -211,18 +252,16 @@ def _integers(times: pa.Array) -> np.ndarray[Any, Any]:
     return np.from_dlpack(times.view("int64"))
 
 
-def _take_sorted(
+def _sorted_places(
     tables: list[pa.Table], indexes: list[int], order: Any, topics: Any, topic: int
-) -> pa.Table:
-    """The rows of one topic in the common order."""
+) -> np.ndarray[Any, Any]:
+    """For each row of one topic in the common order, which it is in the topic's own tables one after the other."""
     import numpy as np
-    import pyarrow as pa
 
     starts = np.cumsum([0, *(table.num_rows for table in tables)])
     own = np.concatenate([np.arange(starts[index], starts[index + 1]) for index in indexes])
-    wanted = order[topics[order] == topic]
-    places = np.searchsorted(own, wanted)
-    return pa.concat_tables([tables[index] for index in indexes]).take(pa.array(places))
+    places: np.ndarray[Any, Any] = np.searchsorted(own, order[topics[order] == topic])
+    return places
 
 
 def _runs(tables: dict[int, pa.Table], topics: Any) -> Iterator[tuple[int, pa.RecordBatch]]:

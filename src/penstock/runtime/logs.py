@@ -7,6 +7,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FOLLOW_S = 0.2
+NEWEST = 10
 COMMIT_S = 10
 
 
@@ -77,45 +79,103 @@ def tail_rows(
     data: Path,
     topic: str,
     *,
-    lines: int,
-    offset: int | None,
+    lines: int | None = None,
+    offset: int | None = None,
     follow: bool,
     sleep: Callable[[float], None],
     consumer: Consumer | None = None,
 ) -> Iterator[str]:
     """JSON lines of a topic's newest rows, of those from an offset on, or of those that a consumer has not seen.
 
-    With `follow` it never ends. A consumer's position is committed when what there is has been taken. Raises `LogError`
-    where retention has removed the offset.
+    `lines` says how many of the newest (default 10), or after how many rows to end where an offset or a consumer says
+    from where. With `follow` it never ends before that. A consumer's position is committed when what there is has been
+    taken. Raises `LogError` where retention has removed the offset.
     """
-    if consumer is not None and offset is None:
-        offset = consumer.position
-    if offset is None:
-        offset = max(_topic(data, topic)["next_offset"] - lines, 0)
-    else:
-        _topic(data, topic)
     import pyarrow as pa
 
+    end: int = _topic(data, topic)["next_offset"]
+    if offset is None and consumer is not None:
+        offset = consumer.position
+    left = lines
+    if offset is None:
+        offset = max(end - (NEWEST if lines is None else lines), 0)
+        left = None if follow else end - offset
     reader = _native.LogReader(str(data), topic, offset)
     while True:
-        while (sections := reader.next()) is not None:
-            for _, base_offset, _, _, batch in sections:
-                yield _native.rows_json(batch)
-                offset = base_offset + len(pa.record_batch(batch))
+        while left != 0 and (sections := reader.next()) is not None:
+            for _, base_offset, _, _, rows in sections:
+                batch = pa.record_batch(rows).slice(0, left)
+                offset = base_offset + len(batch)
+                left = None if left is None else left - len(batch)
+                yield _json_lines(topic, batch, base_offset)
         if consumer is not None:
             consumer.commit(offset)
-        if not follow:
+        if left == 0 or not follow:
             return
         sleep(FOLLOW_S)
 
 
+def _json_lines(topic: str, batch: pa.RecordBatch, base_offset: int) -> str:
+    """Rows under their offsets. No topic of a pipeline has a dot in its name; decisions hold their reasons as JSON."""
+    placed = batch.add_column(0, "_offset", _offsets(base_offset, len(batch)))
+    return _native.rows_json(placed, ["reasons"] if topic.endswith(".decisions") else [])
+
+
+def _offsets(start: int, count: int) -> pa.Array:
+    import numpy as np
+    import pyarrow as pa
+
+    return pa.array(np.arange(start, start + count, dtype=np.int64))
+
+
 def export_topic(data: Path, topic: str, target: Path) -> int:
-    """Write a topic's rows, with their offsets and commit times, to a Parquet file; how many there were."""
+    """Write a topic's rows, with their offsets and commit times, to a Parquet file; how many there were.
+
+    The columns are the newest schema's: what older rows lack is null. Where older rows have another type, a column
+    `name:type` beside the newest has their values.
+    """
     from penstock.runtime.replay import write_parquet
 
-    fields = _topic(data, topic)["fields"]
-    rows = _with_places(_native.LogReader(str(data), topic, 0), fields)
-    return write_parquet(rows, target, schema=_export_schema(fields))
+    columns = {each["name"]: Column.of_field(each) for each in _topic(data, topic)["fields"]}
+    while True:
+        rows = _with_places(_native.LogReader(str(data), topic, 0), columns)
+        try:
+            return write_parquet(rows, target, schema=_export_schema(columns))
+        except OtherType as found:  # Only decisions change so, and rarely: what was written is written again.
+            columns[found.column.key] = found.column
+            columns[found.column.name] = replace(columns[found.column.name], optional=True)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of an export: the log's column of this name, in the rows in which it has this type."""
+
+    name: str
+    type: pa.DataType
+    optional: bool
+
+    @staticmethod
+    def of_field(field: dict[str, Any]) -> Column:
+        return Column(field["name"], Type.from_json(field["type"]).to_arrow(), field["optional"])
+
+    @property
+    def key(self) -> str:
+        """Its name in the file where it is not the newest of its name."""
+        return f"{self.name}:{Type.from_arrow(self.type)}"
+
+    def of(self, batch: pa.RecordBatch) -> pa.Array:
+        import pyarrow as pa
+
+        column = batch.column(self.name) if self.name in batch.schema.names else None
+        fits = column is not None and column.type == self.type
+        return column if fits else pa.nulls(batch.num_rows, self.type)
+
+
+class OtherType(Exception):
+    """Rows have a column in a type that the export has no column for."""
+
+    def __init__(self, column: Column) -> None:
+        self.column = column
 
 
 def verify_log(data: Path) -> dict[str, Any]:
@@ -125,27 +185,31 @@ def verify_log(data: Path) -> dict[str, Any]:
     return report
 
 
-def _export_schema(fields: list[dict[str, Any]]) -> pa.Schema:
+def _export_schema(columns: dict[str, Column]) -> pa.Schema:
     import pyarrow as pa
 
-    columns = [pa.field(each["name"], Type.from_json(each["type"]).to_arrow(), each["optional"]) for each in fields]
+    fields = [pa.field(name, column.type, column.optional) for name, column in columns.items()]
     places = [pa.field("_offset", pa.int64(), False), pa.field("_committed_at", pa.timestamp("us", tz="UTC"), False)]
-    return pa.schema([*places, *columns])
+    return pa.schema([*places, *fields])
 
 
-def _with_places(reader: _native.LogReader, fields: list[dict[str, Any]]) -> Iterator[pa.RecordBatch]:
-    """Rows with their places, in the newest schema's columns: what older rows lack is null."""
+def _with_places(reader: _native.LogReader, columns: dict[str, Column]) -> Iterator[pa.RecordBatch]:
+    """Rows with their places, in these columns. Raises `OtherType` where one of them is in none."""
     import numpy as np
     import pyarrow as pa
 
-    schema, newest = _export_schema(fields), json.dumps(fields)
+    schema = _export_schema(columns)
+    known = {(column.name, column.type) for column in columns.values()}
     while (sections := reader.next()) is not None:
         for _, base_offset, time_us, _, rows in sections:
-            batch = pa.record_batch(_native.conform(rows, newest, True)[0])
-            offsets = pa.array(np.arange(base_offset, base_offset + batch.num_rows, dtype=np.int64))
+            batch = pa.record_batch(rows)
+            for field in batch.schema:
+                if field.name in columns and (field.name, field.type) not in known:
+                    raise OtherType(Column(field.name, field.type, optional=True))
+            offsets = _offsets(base_offset, batch.num_rows)
             times = pa.array(np.full(batch.num_rows, time_us, dtype=np.int64)).cast(pa.timestamp("us", tz="UTC"))
-            placed = pa.RecordBatch.from_arrays([offsets, times, *batch.columns], schema=schema)
-            yield placed
+            arrays = [offsets, times, *(column.of(batch) for column in columns.values())]
+            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def _topic(data: Path, topic: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The process that runs one model: rows come in over a socket, scores go out.
 
-    python -m penstock.runtime.model_worker APP MODEL FD
+    python -m penstock.runtime.model_worker [json] APP MODEL FD
 
 It exists so that nothing a user's function does (sleep, raise, crash, keep the GIL) can reach an
 answer's time. It ends with its parent, whichever way that ends.
@@ -9,6 +9,7 @@ answer's time. It ends with its parent, whichever way that ends.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
 import socket
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from penstock.runtime.diagnostics import LoggedText, start_diagnostics
 from penstock.runtime.frames import (
     FAILED,
     LENGTH_BYTES,
@@ -38,7 +40,10 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str]) -> None:
-    app, model, descriptor = arguments
+    *style, app, model, descriptor = arguments
+    if style == ["json"]:
+        start_diagnostics("json", "info")
+        sys.stdout = sys.stderr = LoggedText(logging.getLogger(f"penstock.models.{model}"))
     with socket.socket(fileno=int(descriptor)) as gate:
         live_with_parent(gate)
         function = load_function(Path(app), model)
@@ -53,7 +58,7 @@ def live_with_parent(gate: socket.socket) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # Whatever the function prints must not be taken for what the gate says.
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    os.dup2(2, 1)
 
 
 def load_function(app: Path, model: str) -> Score:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,13 +133,7 @@ def score(model: Model, events: pa.RecordBatch, features: pa.RecordBatch) -> pa.
     return pa.RecordBatch.from_arrays([pa.array(scores, mask=np.isnan(scores))], names=["score"])
 
 
-def write_parquet(
-    batches: Iterable[pa.RecordBatch],
-    path: Path,
-    *,
-    schema: pa.Schema | None = None,
-    progress: Callable[[int], Any] = lambda rows: None,
-) -> int:
+def write_parquet(batches: Iterable[pa.RecordBatch], path: Path, *, schema: pa.Schema | None = None) -> int:
     """Write batches to a Parquet file, which gets its name when it is whole; how many rows there were.
 
     Without a `schema` it is the first batch's, and there has to be one.
@@ -170,7 +164,6 @@ def write_parquet(
             rows += batch.num_rows
             if rows - flushed >= ROW_GROUP_ROWS:
                 flush()
-            progress(rows)
         flush()
         if writer is None and schema is not None:
             writer = _parquet_writer(draft, schema)

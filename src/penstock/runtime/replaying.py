@@ -6,7 +6,8 @@ import json
 import os
 import select
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,11 +29,18 @@ LOADS_WAITING = 4
 
 
 @dataclass(frozen=True)
-class ReplayOptions:
-    """What the command line says; `select` has commas between the names."""
+class Source:
+    """What to read: a file of this topic, or of the policy's where it has none; or `log:DIR`."""
 
-    sources: tuple[str, ...]
-    topics: tuple[tuple[str, str], ...]
+    path: str
+    topic: str | None = None
+
+
+@dataclass(frozen=True)
+class ReplayOptions:
+    """What the command line says, sources in its order; `select` has commas between the names."""
+
+    sources: tuple[Source, ...]
     target: Path | None
     select: str | None
     policy: str | None
@@ -46,6 +54,9 @@ def run_replay(app: Path, options: ReplayOptions, settings: Settings) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    if not options.sources:
+        hint = "give --from FILE, --from log:DIR or --topic TOPIC FILE"
+        raise DefinitionError("replay has nothing to read", hint=hint)
     if options.target is None and not options.load:
         raise DefinitionError("replay has nowhere to write", hint="give --to FILE, --load, or both")
     if options.target is not None and not options.target.parent.is_dir():
@@ -60,20 +71,18 @@ def run_replay(app: Path, options: ReplayOptions, settings: Settings) -> None:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     started = time.monotonic()
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("replaying", total=history.rows())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("replaying", total=history.total)
         events: Iterator[tuple[int, pa.RecordBatch]] = in_background(history)
-        if options.load:
-            events = Loader(plan, settings).tee(events)
+        if isinstance(history, FileHistory) and options.load:
+            events = Loader(plan, settings, history).tee(events)
+        shown = lambda rows: bar.update(task, completed=rows, total=history.total)  # noqa: E731 - one use, beside it
+        events = counted(events, shown)
         if options.target is None:
-            rows = 0
-            for _, batch in events:
-                rows += batch.num_rows
-                bar.update(task, completed=rows)
+            rows = sum(batch.num_rows for _, batch in events)
         else:
             results = replay.run(events, select=chosen, threads=settings["threads"])
-            shown = lambda rows: bar.update(task, completed=rows)  # noqa: E731 - one use, beside it
-            rows = write_parquet(in_background(results), options.target, progress=shown)
+            rows = write_parquet(in_background(results), options.target)
     seconds = time.monotonic() - started
     target = f"to {options.target} " if options.target else ""
     rate = f"{rows / seconds:,.0f} a second"
@@ -84,27 +93,39 @@ def run_replay(app: Path, options: ReplayOptions, settings: Settings) -> None:
             console.print("  " + line, highlight=False)
 
 
+def counted(
+    events: Iterator[tuple[int, pa.RecordBatch]], show: Callable[[int], Any]
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """The same events; of all topics, how many have been worked on is shown on the way."""
+    rows = 0
+    for topic, batch in events:
+        yield topic, batch
+        rows += batch.num_rows
+        show(rows)
+
+
 def check_target(options: ReplayOptions) -> None:
     """What is written is Parquet, and must not replace what is read."""
     assert options.target is not None
     if options.target.suffix != ".parquet":
         message = f"replay writes Parquet, not {options.target.name}"
         raise DefinitionError(message, hint="name a file that ends in .parquet")
-    sources = [*options.sources, *(path for _, path in options.topics)]
-    if any(Path(source).resolve() == options.target.resolve() for source in sources):
+    if any(Path(source.path).resolve() == options.target.resolve() for source in options.sources):
         raise DefinitionError(f"replay would write over what it reads: {options.target}", hint="name another file")
 
 
 def open_history(plan: Plan, replay: Replay, options: ReplayOptions) -> FileHistory | LogHistory:
-    logs = [source for source in options.sources if source.startswith("log:")]
+    logs = [source.path for source in options.sources if source.topic is None and source.path.startswith("log:")]
     if logs:
-        if len(options.sources) > 1 or options.topics:
+        if len(options.sources) > 1:
             raise DefinitionError("a log is replayed by itself", hint="give one --from log:DIR and no files")
         if options.load:
             raise DefinitionError("a log is not loaded into a log", hint="point --data at it instead")
         return LogHistory(plan, Path(logs[0].removeprefix("log:")))
-    files = [HistoryFile(replay.topic, Path(source)) for source in options.sources]
-    files += [HistoryFile(plan.topic_index(topic), Path(path)) for topic, path in options.topics]
+    files = [
+        HistoryFile(replay.topic if source.topic is None else plan.topic_index(source.topic), Path(source.path))
+        for source in options.sources
+    ]
     for file in files:
         if not file.path.is_file():
             raise InputError(f"there is no file {file.path}")
@@ -114,7 +135,8 @@ def open_history(plan: Plan, replay: Replay, options: ReplayOptions) -> FileHist
 class Loader:
     """Appends events to a log, through the very door of their topic, as they pass by."""
 
-    def __init__(self, plan: Plan, settings: Settings) -> None:
+    def __init__(self, plan: Plan, settings: Settings, history: FileHistory) -> None:
+        self.history = history
         data: Path = settings["data"]
         data.mkdir(parents=True, exist_ok=True)
         self.lock = _native.Lock(str(data))
@@ -125,7 +147,9 @@ class Loader:
         self.gate = _native.Gate(plan.to_json(), str(data), json.dumps(core))
         self.ready = self.gate.start()
         self.handle = 0
-        self.waiting = 0
+        # What is under way: the topic, and the first of its events by number.
+        self.waiting: dict[int, tuple[int, int]] = {}
+        self.taken: Counter[int] = Counter()
 
     def tee(self, events: Iterator[tuple[int, pa.RecordBatch]]) -> Iterator[tuple[int, pa.RecordBatch]]:
         try:
@@ -146,10 +170,11 @@ class Loader:
         with pa.ipc.new_stream(sink, batch.schema) as writer:
             writer.write_batch(batch)
         self.handle += 1
-        self.waiting += 1
+        self.waiting[self.handle] = (topic, self.taken[topic])
+        self.taken[topic] += batch.num_rows
         body = sink.getvalue().to_pybytes()
         self.gate.submit([(self.handle, EVENTS_ARROW, topic, body, time.monotonic_ns())])
-        while self.waiting >= LOADS_WAITING:
+        while len(self.waiting) >= LOADS_WAITING:
             self.take()
 
     def take(self) -> None:
@@ -160,10 +185,13 @@ class Loader:
         failed: str | None = json.loads(self.gate.stats())["failed"]
         if failed:
             raise InputError(f"could not load into the log: {failed}")
-        for _, status, body, _ in answers:
-            self.waiting -= 1
+        for handle, status, body, _ in answers:
+            topic, first = self.waiting.pop(handle)
             answer: dict[str, Any] = json.loads(body)
-            if status != 200:
-                raise InputError(f"could not load into the log: {answer['error']['message']}")
-            if answer["rejected"]:
-                raise InputError(f"could not load into the log: {answer['rejected'][0]['error']['message']}")
+            rejected = [{"index": 0, **answer}] if status != 200 else answer["rejected"]
+            for each in rejected[:1]:
+                place = self.history.place(topic, first + each["index"])
+                raise InputError(
+                    f"could not load into the log: {place}: {each['error']['message']}",
+                    hint="mend it and load again: what is in the log already is not taken twice",
+                )

@@ -7,6 +7,7 @@ Each step has its bound, so that stopping always ends.
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import logging
 import resource
@@ -42,7 +43,12 @@ Listening = Callable[[str, int], None]
 
 
 def run(
-    core: Gate, doors: Doors, settings: DoorSettings, *, listening: Listening | None = None
+    core: Gate,
+    doors: Doors,
+    settings: DoorSettings,
+    *,
+    listening: Listening | None = None,
+    model_program: Sequence[str] = PROGRAM,
 ) -> None:
     """Serve until a signal, as this process's main task."""
     import uvloop
@@ -51,7 +57,7 @@ def run(
         # What was made by now stays: a collection that walks it would hold every answer back.
         gc.collect()
         gc.freeze()
-        runner.run(serve(core, doors, settings, listening=listening))
+        runner.run(serve(core, doors, settings, listening=listening, model_program=model_program))
 
 
 async def serve(
@@ -129,10 +135,10 @@ class Server:
                 self._door.connect, host, port, backlog=BACKLOG, start_serving=False
             )
         except OSError as error:
-            raise SettingsError(
-                f"cannot listen on {host}, port {port}: {error.strerror}",
-                hint="another process may be listening there; choose another port",
-            ) from None
+            if error.errno == errno.EADDRINUSE:  # The loop words it at length, with the address again.
+                hint = "stop what is listening there, or choose another --port"
+                raise SettingsError(f"port {port} of {host} is in use", hint=hint) from None
+            raise SettingsError(f"cannot listen on {host}, port {port}: {error.strerror}") from None
 
     def _open(self, stop: asyncio.Event) -> None:
         self._relay.open(self._core.start(), self._models.score)

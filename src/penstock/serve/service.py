@@ -15,7 +15,7 @@ from penstock.clock import duration_text
 from penstock.errors import SettingsError
 from penstock.runtime.app import load_app
 from penstock.runtime.followers import Follower
-from penstock.runtime.models import ModelSpec
+from penstock.runtime.models import PROGRAM, ModelSpec
 from penstock.runtime.plan import Plan, compile_plan
 from penstock.serve.server import run
 from penstock.serve.settings import Doors, DoorSettings, PolicyDoor, TopicDoor, check_loopback
@@ -58,7 +58,8 @@ class Service:
             say(f"ready after {monotonic() - started:.2f} s: {url(host, port)}")
 
         try:
-            run(gate, self.doors(), door_settings(self.settings), listening=listening)
+            program = (*PROGRAM, "json") if self.settings["diagnostics"] == "json" else PROGRAM
+            run(gate, self.doors(), door_settings(self.settings), listening=listening, model_program=program)
         finally:
             snapshotter.stop()
             del lock
