@@ -33,8 +33,8 @@ def measure_starts(scale: float = 1.0) -> Section:
 NOTES = f"""\
 Whole commands, until `/readyz` says yes. The state: `bench/retained.py`, counts and sums over three
 windows of one entity, with {RETAINED_EVENTS:,} events of {RETAINED_KEYS:,} keys in {RETAINED_DAYS}
-days, all within the longest window. Its memory is the state's own count, and beside it what the
-process holds more than an empty one."""
+days, all within the longest window. Memory is what the process holds more than an empty one, the
+ids' apart: as the state was built from the log, and after a start from a snapshot."""
 
 
 def import_figure() -> Figure:
@@ -51,13 +51,16 @@ def retained_figures(events: int) -> list[Figure]:
         load_retained(folder, events)
         empty = [start(folder / "empty", folder) for _ in range(REPEATS)]
         # The first start builds what the log holds; stopping then leaves a snapshot.
-        start(folder / "data", folder)
+        built = start(folder / "data", folder)
         starts = [start(folder / "data", folder) for _ in range(REPEATS)]
     first, seconds = durations(empty), durations(starts)
     last = starts[-1]
     keys, retained = last.metrics["state_keys"], last.metrics["state_events"]
-    per_event = (last.metrics["state_bytes"] - 200 * keys) / retained
-    held = (last.memory_mb - empty[-1].memory_mb) * (1 << 20) / retained
+    counted = (last.metrics["state_bytes"] - 200 * keys) / retained
+
+    def per_event(started: Started) -> float:
+        return (beside_ids(started) - beside_ids(empty[-1]) - 200 * keys) / retained
+
     return [
         Figure("start without state, s", first.text(2), "", "≤ 3", first.median <= 3),
         Figure(
@@ -69,12 +72,16 @@ def retained_figures(events: int) -> list[Figure]:
         ),
         Figure(
             f"memory per retained event, bytes, beside 200 per key ({keys:,.0f} keys)",
-            f"{per_event:.1f}",
-            f"the process holds {held:.1f} more per event than an empty one, keys and ids included",
+            f"{per_event(last):.1f}",
+            f"built from the log {per_event(built):.1f}; the state counts {counted:.1f}",
             "≤ 32",
-            per_event <= 32,
+            max(per_event(last), per_event(built)) <= 32,
         ),
     ]
+
+
+def beside_ids(started: Started) -> float:
+    return started.memory_mb * (1 << 20) - started.metrics["ids_memory_bytes"]
 
 
 def durations(starts: list[Started]) -> Spread:

@@ -15,6 +15,7 @@ use crate::disk::Disk;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::log::{Catalog, Commit, Position, Reader, StoredSection};
+use crate::memory;
 use crate::plan::Plan;
 use crate::snapshot::{self, Header, StoredStore, TopicTime};
 use crate::windows::Store;
@@ -73,7 +74,9 @@ impl Follower {
         for sequence in snapshot::list(disk.as_ref())?.into_iter().rev() {
             let mut follower = Follower::at_start(plan.clone(), disk.clone(), threads)?;
             let restored = snapshot::open(&disk, sequence);
-            match restored.and_then(|snapshot| follower.restore(snapshot, progress)) {
+            let restored = restored.and_then(|snapshot| follower.restore(snapshot, progress));
+            memory::give_back();
+            match restored {
                 Ok(()) => return Ok(Follower { passed_over, ..follower }),
                 Err(error @ Error::Damaged { .. }) => passed_over.push(error.to_string()),
                 Err(error) => return Err(error),
@@ -250,25 +253,25 @@ impl Follower {
         self.sequence = header.sequence;
         self.restore_times(&header);
         self.restore_undecided(&header);
-        let mut rebuild: BTreeMap<usize, Option<Vec<u8>>> =
+        let mut rebuild: BTreeMap<usize, Option<snapshot::Place>> =
             (0..self.plan.stores.len()).map(|index| (index, None)).collect();
         for (done, old) in header.stores.iter().enumerate() {
             progress("restoring state", done as u64, header.stores.len() as u64);
-            let saved = snapshot.next_store()?;
+            let place = snapshot.next_store()?;
             let Some(index) = self.same_store(old) else { continue };
             let plan = &self.plan.stores[index].plan;
-            match Store::load_for(plan, &saved, self.engine.evict_before(index))? {
+            match Store::load_for(plan, &mut snapshot.read(place), self.engine.evict_before(index))? {
                 Some(store) => {
                     self.engine.replace_store(index, store);
                     rebuild.remove(&index);
                 }
-                None => _ = rebuild.insert(index, Some(saved)),
+                None => _ = rebuild.insert(index, Some(place)),
             }
         }
         if rebuild.is_empty() && !self.has_unknown_topic()? {
             return Ok(());
         }
-        self.rebuild(rebuild, progress)
+        self.rebuild(rebuild, &snapshot, progress)
     }
 
     /// Whether the log has rows of a topic whose time the snapshot does not know: it had left the pipeline for a while.
@@ -305,7 +308,12 @@ impl Follower {
     }
 
     /// Build from the log what the snapshot does not have, up to the snapshot's commit.
-    fn rebuild(&mut self, stores: BTreeMap<usize, Option<Vec<u8>>>, progress: Progress) -> Result<()> {
+    fn rebuild(
+        &mut self,
+        stores: BTreeMap<usize, Option<snapshot::Place>>,
+        snapshot: &snapshot::Snapshot,
+        progress: Progress,
+    ) -> Result<()> {
         let indices: Vec<usize> = stores.keys().copied().collect();
         let mut builder = Follower::at_start(self.plan.clone(), self.disk.clone(), 1)?;
         builder.engine.limit_to(&indices);
@@ -328,7 +336,7 @@ impl Follower {
             let plan = &self.plan.stores[index];
             let store = match (builder.begun[plan.source], saved) {
                 (Some(begin), Some(saved)) if begin > i64::MIN => {
-                    Store::load_with(&plan.plan, &saved, rebuilt, begin)?
+                    Store::load_with(&plan.plan, &mut snapshot.read(saved), rebuilt, begin)?
                 }
                 _ => rebuilt,
             };

@@ -15,13 +15,9 @@ pub mod follower;
 pub mod gate;
 pub mod ids;
 pub mod log;
+mod memory;
 pub mod plan;
 pub mod schema;
 pub mod snapshot;
 mod threads;
 pub mod windows;
-
-/// A cycle of the gate makes and frees hundreds of small arrays, and answers are freed by another thread than made them.
-#[cfg(feature = "python")]
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

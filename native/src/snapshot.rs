@@ -63,7 +63,16 @@ impl StoredStore {
 pub struct Snapshot {
     pub header: Header,
     pub path: String,
-    input: io::BufReader<FileInput>,
+    file: Arc<dyn File>,
+    /// Where the next store begins, its length first.
+    next: u64,
+}
+
+/// A store's bytes in a snapshot.
+#[derive(Clone, Copy)]
+pub struct Place {
+    offset: u64,
+    length: u64,
 }
 
 /// The sequences of the snapshots that are there, oldest first.
@@ -81,7 +90,7 @@ pub fn open(disk: &Arc<dyn Disk>, sequence: u64) -> Result<Snapshot> {
     let path = path(sequence);
     let file =
         disk.open(&path, Mode::Read).map_err(|error| Error::io(format!("could not open {path}"), error))?;
-    let mut input = io::BufReader::with_capacity(PIECE_BYTES, FileInput { file, offset: 0 });
+    let mut input = FileInput { file, offset: 0 };
     let damaged = |what: &str| Error::damaged(&path, 0, what);
     let mut start = [0; 12];
     input.read_exact(&mut start).map_err(|_| damaged("it ends within its header"))?;
@@ -96,22 +105,25 @@ pub fn open(disk: &Arc<dyn Disk>, sequence: u64) -> Result<Snapshot> {
         return Err(damaged("its header's checksum does not fit"));
     }
     let header = serde_json::from_slice(&text[..length]).map_err(|_| damaged("its header cannot be read"))?;
-    Ok(Snapshot { header, path, input })
+    Ok(Snapshot { header, path, file: input.file, next: input.offset })
 }
 
 impl Snapshot {
-    /// The next store's bytes, in the order of the header's stores.
-    pub fn next_store(&mut self) -> Result<Vec<u8>> {
-        let damaged = |path: &str| Error::damaged(path, 0, "it ends within a store");
+    /// Where the next store is, in the order of the header's stores.
+    pub fn next_store(&mut self) -> Result<Place> {
         let mut length = [0; 8];
-        self.input.read_exact(&mut length).map_err(|_| damaged(&self.path))?;
-        let length = u64::from_le_bytes(length);
-        let mut bytes = Vec::new();
-        let read = (&mut self.input).take(length).read_to_end(&mut bytes);
-        match read {
-            Ok(count) if count as u64 == length => Ok(bytes),
-            _ => Err(damaged(&self.path)),
-        }
+        let mut input = FileInput { file: self.file.clone(), offset: self.next };
+        let read = input.read_exact(&mut length);
+        read.map_err(|_| Error::damaged(&self.path, 0, "it ends within a store"))?;
+        let place = Place { offset: input.offset, length: u64::from_le_bytes(length) };
+        self.next = place.offset.saturating_add(place.length);
+        Ok(place)
+    }
+
+    /// A store's bytes, from the first one on. It is read as it is needed: memory never holds it twice.
+    pub fn read(&self, place: Place) -> impl io::Read + use<> {
+        let file = FileInput { file: self.file.clone(), offset: place.offset };
+        io::BufReader::with_capacity(PIECE_BYTES, file).take(place.length)
     }
 }
 
@@ -150,14 +162,18 @@ fn write_draft(
     start.extend_from_slice(&text);
     start.extend_from_slice(&crc32c::crc32c(&text).to_le_bytes());
     output.write_all(&start).map_err(failed)?;
+    let mut lengths = Vec::new();
     for index in 0..header.stores.len() {
-        let mut bytes = Vec::new();
-        save(index, &mut bytes)?;
-        output.write_all(&(bytes.len() as u64).to_le_bytes()).map_err(failed)?;
-        output.write_all(&bytes).map_err(failed)?;
+        let begin = output.end();
+        output.write_all(&[0; 8]).map_err(failed)?;
+        save(index, &mut output)?;
+        lengths.push((begin, output.end() - begin - 8));
     }
     output.write_all(MAGIC).map_err(failed)?;
-    output.flush().map_err(failed)
+    output.flush().map_err(failed)?;
+    // A store's length is known when it has been written.
+    let put = |(begin, length): (u64, u64)| output.file.write(begin, &length.to_le_bytes());
+    lengths.into_iter().try_for_each(put).and_then(|()| output.file.sync()).map_err(failed)
 }
 
 /// Remove what snapshotters left half written. One that still writes finds its draft gone, and publishes nothing.
@@ -199,6 +215,12 @@ struct Output {
     file: Arc<dyn File>,
     offset: u64,
     piece: Vec<u8>,
+}
+
+impl Output {
+    fn end(&self) -> u64 {
+        self.offset + self.piece.len() as u64
+    }
 }
 
 impl Write for Output {

@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::follower::{Follower, Incomplete, Progress, as_defined};
 use crate::ids::{self, Ids};
 use crate::log::{self, Address, Catalog, Commit, Log, Reader, Recovery};
+use crate::memory;
 use crate::plan::{Plan, TopicPlan};
 use crate::schema::{Field, Schema};
 
@@ -118,6 +119,7 @@ impl Core {
         };
         core.close_open_decisions(&follower.undecided)?;
         core.measure_state();
+        memory::give_back();
         Ok((core, started))
     }
 

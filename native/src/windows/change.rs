@@ -11,6 +11,7 @@
 //! Events of the rebuilt store that are older than all saved ones are those that a longer window needs.
 
 use std::collections::BTreeMap;
+use std::io::Read as Input;
 
 use serde::{Deserialize, Serialize};
 
@@ -113,8 +114,8 @@ impl Lacks {
 
 impl Store {
     /// A saved state under a plan, for queries from `evict_before` on; none if it lacks what only the log may have.
-    pub fn load_for(plan: &StorePlan, saved: &[u8], evict_before: i64) -> Result<Option<Store>> {
-        let (layout, input) = (Layout::new(plan)?, &mut &saved[..]);
+    pub fn load_for(plan: &StorePlan, input: &mut dyn Input, evict_before: i64) -> Result<Option<Store>> {
+        let layout = Layout::new(plan)?;
         let header = read_header(input)?;
         if !Lacks::of(&header, plan, &layout, evict_before).nothing() {
             return Ok(None);
@@ -127,8 +128,13 @@ impl Store {
 
     /// A saved state, and what it lacks under a plan from a store that was rebuilt from a log of which only the events
     /// after `log_begin` are all there.
-    pub fn load_with(plan: &StorePlan, saved: &[u8], mut rebuilt: Store, log_begin: i64) -> Result<Store> {
-        let (layout, input) = (Layout::new(plan)?, &mut &saved[..]);
+    pub fn load_with(
+        plan: &StorePlan,
+        input: &mut dyn Input,
+        mut rebuilt: Store,
+        log_begin: i64,
+    ) -> Result<Store> {
+        let layout = Layout::new(plan)?;
         let header = read_header(input)?;
         let lacks = Lacks::of(&header, plan, &layout, rebuilt.evict_before);
         if layout.endless() && lacks.older {

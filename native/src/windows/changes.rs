@@ -167,9 +167,11 @@ fn saved(store: &Store) -> Vec<u8> {
 }
 
 fn changed(history: &History, saved: &[u8], plan: &StorePlan, cut: usize, to: usize) -> Store {
-    match Store::load_for(plan, saved, history.floor(to)).unwrap() {
+    match Store::load_for(plan, &mut &saved[..], history.floor(to)).unwrap() {
         Some(store) => store,
-        None => Store::load_with(plan, saved, history.built(plan, cut, to), history.begin(cut)).unwrap(),
+        None => {
+            Store::load_with(plan, &mut &saved[..], history.built(plan, cut, to), history.begin(cut)).unwrap()
+        }
     }
 }
 

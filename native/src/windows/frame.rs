@@ -54,10 +54,7 @@ pub fn read_section(input: &mut dyn Read, limit: u64) -> Result<Vec<u8>> {
         return Err(damaged("a section is longer than it can be"));
     }
     let mut bytes = Vec::new();
-    input
-        .take(length)
-        .read_to_end(&mut bytes)
-        .map_err(|error| Error::io("could not read a saved state", error))?;
+    input.take(length).read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() as u64 != length {
         return Err(damaged("it ends within a section"));
     }
@@ -67,12 +64,71 @@ pub fn read_section(input: &mut dyn Read, limit: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Reads one section of a known length piece by piece, so that a large one never lies in memory whole. What it gives
+/// is not to be trusted before `end` has compared the checksum.
+pub struct Pieces<'a> {
+    input: &'a mut dyn Read,
+    piece: Vec<u8>,
+    at: usize,
+    left: u64,
+    crc: u32,
+}
+
+impl<'a> Pieces<'a> {
+    pub fn begin(input: &'a mut dyn Read, length: u64) -> Result<Pieces<'a>> {
+        if u64::from_le_bytes(read_array(input)?) != length {
+            return Err(damaged("a section has another length than its events"));
+        }
+        Ok(Pieces { input, piece: Vec::new(), at: 0, left: length, crc: 0 })
+    }
+
+    /// The next bytes; a piece must hold a whole number of them.
+    #[inline]
+    pub fn take<const N: usize>(&mut self) -> Result<[u8; N]> {
+        if self.at == self.piece.len() {
+            self.refill()?;
+        }
+        let bytes = self.piece[self.at..].first_chunk().ok_or_else(|| damaged("a section is too short"))?;
+        self.at += N;
+        Ok(*bytes)
+    }
+
+    /// Passes over what was not taken.
+    pub fn end(mut self) -> Result<()> {
+        while self.left > 0 {
+            self.refill()?;
+        }
+        if self.crc != u32::from_le_bytes(read_array(self.input)?) {
+            return Err(damaged("a section's checksum does not match"));
+        }
+        Ok(())
+    }
+
+    fn refill(&mut self) -> Result<()> {
+        self.piece.resize(self.left.min(CHUNK as u64) as usize, 0);
+        fill(self.input, &mut self.piece)?;
+        self.crc = crc32c::crc32c_append(self.crc, &self.piece);
+        self.left -= self.piece.len() as u64;
+        self.at = 0;
+        Ok(())
+    }
+}
+
 fn read_array<const N: usize>(input: &mut dyn Read) -> Result<[u8; N]> {
     let mut bytes = [0; N];
-    match input.read_exact(&mut bytes) {
-        Ok(()) => Ok(bytes),
-        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Err(damaged("it ends too early")),
-        Err(error) => Err(Error::io("could not read a saved state", error)),
+    fill(input, &mut bytes)?;
+    Ok(bytes)
+}
+
+fn fill(input: &mut dyn Read, bytes: &mut [u8]) -> Result<()> {
+    input.read_exact(bytes).map_err(unreadable)
+}
+
+/// What the disk cannot give back is damage like any other: an older snapshot, or the log, gives the same state.
+fn unreadable(error: std::io::Error) -> Error {
+    match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => damaged("it ends too early"),
+        _ => damaged(&format!("it could not be read: {error}")),
     }
 }
 

@@ -31,10 +31,11 @@ impl Key {
         }
     }
 
+    /// The memory that it points to.
     pub fn bytes(&self) -> usize {
         match self {
             Key::Int(_) => 0,
-            Key::Bytes(bytes) => bytes.len(),
+            Key::Bytes(bytes) => allocated(bytes.len()),
         }
     }
 }
@@ -53,6 +54,11 @@ impl KeyRef<'_> {
             KeyRef::Bytes(bytes) => Key::Bytes(bytes.into()),
         }
     }
+}
+
+/// What the allocator gives for so few bytes.
+pub fn allocated(bytes: usize) -> usize {
+    bytes.next_multiple_of(16)
 }
 
 /// Whether keys of these types are kept as integers.

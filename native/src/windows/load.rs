@@ -7,7 +7,7 @@ use std::io::Read as Input;
 use crate::error::Result;
 
 use super::base::{self, Part, What};
-use super::frame::{damaged, read_section};
+use super::frame::{Pieces, damaged, read_section};
 use super::keys::{Key, inline};
 use super::layout::{Layout, Slot};
 use super::plan::StorePlan;
@@ -125,59 +125,73 @@ impl Reader<'_> {
         }
     }
 
-    fn each(&mut self, mut put: impl FnMut(usize, &mut [u64], usize)) {
+    fn each(&mut self, mut put: impl FnMut(usize, &mut [u64], usize) -> Result<()>) -> Result<()> {
         let (stride, mut event) = (self.store.layout.stride, 0);
         for (shard, slot) in &self.places {
             for record in self.store.shards[*shard].records_mut(*slot, stride) {
-                put(event, record, *shard);
+                put(event, record, *shard)?;
                 event += 1;
             }
         }
-    }
-
-    fn section(&self, input: &mut dyn Input, length: u64) -> Result<Vec<u8>> {
-        let bytes = read_section(input, length)?;
-        if bytes.len() as u64 == length { Ok(bytes) } else { Err(damaged("a section is too short")) }
+        Ok(())
     }
 
     fn words(&mut self, input: &mut dyn Input, word: Option<usize>) -> Result<()> {
-        let bytes = self.section(input, self.events.saturating_mul(8))?;
+        let mut words = Pieces::begin(input, self.events.saturating_mul(8))?;
         if let Some(word) = word {
-            let (words, _) = bytes.as_chunks::<8>();
-            self.each(|event, record, _| record[word] = u64::from_le_bytes(words[event]));
+            self.each(|_, record, _| {
+                record[word] = u64::from_le_bytes(words.take()?);
+                Ok(())
+            })?;
         }
-        Ok(())
+        words.end()
     }
 
     fn bits(&mut self, input: &mut dyn Input, bit: Option<usize>) -> Result<()> {
-        let bytes = self.section(input, self.events.div_ceil(8))?;
+        let mut bytes = Pieces::begin(input, self.events.div_ceil(8))?;
+        let mut byte = 0;
         if let Some(bit) = bit {
-            self.each(|event, record, _| set_flag(record, bit, bytes[event / 8] >> (event % 8) & 1 == 1));
+            self.each(|event, record, _| {
+                if event % 8 == 0 {
+                    [byte] = bytes.take()?;
+                }
+                set_flag(record, bit, byte >> (event % 8) & 1 == 1);
+                Ok(())
+            })?;
         }
-        Ok(())
+        bytes.end()
     }
 
+    /// The saved ids go into the records at once, and are exchanged when the texts have been read.
     fn texts(&mut self, input: &mut dyn Input, word: Option<usize>) -> Result<()> {
-        let ids = words_of(&self.section(input, self.events.saturating_mul(4))?);
+        let mut ids = Pieces::begin(input, self.events.saturating_mul(4))?;
+        if let Some(word) = word {
+            self.each(|_, record, _| {
+                record[word] = u32::from_le_bytes(ids.take()?) as u64;
+                Ok(())
+            })?;
+        }
+        ids.end()?;
         let lengths = read_section(input, self.events.saturating_mul(4))?;
         let bytes = read_section(input, u64::MAX)?;
         let texts = split(&lengths, &bytes)?
             .into_iter()
             .map(|part| std::str::from_utf8(part).map_err(|_| damaged("a text is not UTF-8")))
             .collect::<Result<Vec<&str>>>()?;
-        if ids.iter().any(|id| *id != NULL_TEXT && *id as usize >= texts.len()) {
-            return Err(damaged("a text is missing"));
-        }
         let Some(word) = word else { return Ok(()) };
         // The texts are taken out while the records are written, for they belong to the same shards.
         let take = |shard: usize| std::mem::take(&mut self.store.shards[shard].texts);
         let mut interned: Vec<Texts> = (0..SHARDS).map(take).collect();
-        self.each(|event, record, shard| {
-            record[word] = match ids[event] {
+        self.each(|_, record, shard| {
+            record[word] = match record[word] as u32 {
                 NULL_TEXT => NULL_WORD,
-                id => interned[shard].acquire(texts[id as usize]),
+                id => {
+                    let text = texts.get(id as usize).ok_or_else(|| damaged("a text is missing"))?;
+                    interned[shard].acquire(text)
+                }
             };
-        });
+            Ok(())
+        })?;
         for (shard, texts) in self.store.shards.iter_mut().zip(interned) {
             shard.texts = texts;
         }

@@ -5,7 +5,7 @@
 
 use super::prefetch::prefetch;
 
-const GROWTH_MIN: u32 = 2;
+const GROWTH_MIN: usize = 2;
 
 #[derive(Default, Clone, Debug)]
 pub struct Ring {
@@ -21,7 +21,9 @@ pub struct Ring {
 impl Ring {
     /// A full ring of equal records, to be overwritten.
     pub fn filled(len: u32, record: &[u64]) -> Ring {
-        Ring { words: record.repeat(len as usize).into(), capacity: len, start: 0, len, first: 0 }
+        let capacity = roomy(len as usize, record.len());
+        let words = record.repeat(capacity as usize).into();
+        Ring { words, capacity, start: 0, len, first: 0 }
     }
 
     /// The records of a ring that was made full and has not moved.
@@ -81,7 +83,7 @@ impl Ring {
     pub fn insert(&mut self, place: u32, record: &[u64]) {
         let stride = record.len();
         if self.len == self.capacity {
-            self.resize(self.grown(), stride);
+            self.resize(self.len as usize + (self.len as usize / 8).max(GROWTH_MIN), stride);
         }
         self.len += 1;
         let mut gap = self.end().wrapping_sub(1);
@@ -107,15 +109,13 @@ impl Ring {
             self.words = Box::default();
             (self.capacity, self.start) = (0, 0);
         } else if self.capacity > 8 && self.len < self.capacity / 2 {
-            self.resize(self.len + self.len / 8 + 1, stride);
+            self.resize(self.len as usize + self.len as usize / 8 + 1, stride);
         }
     }
 
-    fn grown(&self) -> u32 {
-        (self.capacity + self.capacity / 4).max(self.capacity + GROWTH_MIN)
-    }
-
-    fn resize(&mut self, capacity: u32, stride: usize) {
+    /// Makes room for so many records, or a few more.
+    fn resize(&mut self, records: usize, stride: usize) {
+        let capacity = roomy(records, stride);
         let mut words = Vec::with_capacity(capacity as usize * stride);
         for offset in 0..self.len {
             words.extend_from_slice(self.record(self.first.wrapping_add(offset), stride));
@@ -123,5 +123,31 @@ impl Ring {
         words.resize(capacity as usize * stride, 0);
         self.words = words.into_boxed_slice();
         (self.capacity, self.start) = (capacity, 0);
+    }
+}
+
+/// So many records, and as many more as fit into what the allocator gives for them in any case: it rounds up to 4, 5,
+/// 6 or 7 times a power of two, which else would waste a ninth of the memory, and count nowhere.
+fn roomy(records: usize, stride: usize) -> u32 {
+    let words = records * stride;
+    let step = words.next_power_of_two() / 8;
+    (words.next_multiple_of(step.max(2)) / stride) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::roomy;
+
+    #[test]
+    fn a_ring_fills_what_the_allocator_gives_for_it() {
+        let words = |records| roomy(records, 2) * 2;
+        assert_eq!(
+            [0, 1, 2, 3, 4, 5, 7, 9, 33, 78, 97].map(words),
+            [0, 2, 4, 6, 8, 10, 14, 20, 80, 160, 224]
+        );
+        for (records, stride) in (0..300).flat_map(|records| (2..9).map(move |stride| (records, stride))) {
+            let capacity = roomy(records, stride) as usize;
+            assert!(capacity >= records && (capacity - records) * stride <= records * stride / 4 + 2);
+        }
     }
 }

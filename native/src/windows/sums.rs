@@ -245,8 +245,10 @@ pub fn restore(
         _ => (0, canonical),
     };
     let low = if term.number == Number::Float { limits(term).0 * (1 + term.squared as i32) } else { 0 };
-    let top = exponent + magnitude.len() as i32 * 64;
-    let inline = exponent >= low && top - low <= count as i32 * 64;
+    // As much room as `fit` leaves, for as many values to come: a bit more, and the sum could run into its sign.
+    let zeros = magnitude.last().map_or(0, |top| top.leading_zeros() as i32);
+    let top = exponent + magnitude.len() as i32 * 64 - zeros;
+    let inline = exponent >= low && top - low <= count as i32 * 64 - 2;
     let (target, low) = if term.number != Number::Float || inline {
         (&mut words[at..at + count], low)
     } else {
@@ -254,5 +256,75 @@ pub fn restore(
     };
     for (index, word) in magnitude.iter().enumerate() {
         add_shifted(target, *word as u128, (exponent - low) as u32 + index as u32 * 64, negative);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::streams::Random;
+    use super::*;
+
+    const SUM: Term = Term { number: Number::Float, squared: false };
+
+    #[derive(Default)]
+    struct Sum {
+        words: [u64; 4],
+        spills: Spills,
+    }
+
+    impl Sum {
+        fn add(&mut self, term: Term, values: &[f64]) {
+            for value in values {
+                add(&mut self.words, 0, term, value.to_bits() as i128, false, 0, &mut self.spills);
+            }
+        }
+
+        fn restored(term: Term, (negative, words): (bool, Vec<u64>)) -> Sum {
+            let mut sum = Sum::default();
+            restore(&mut sum.words, 0, term, negative, &words, 0, &mut sum.spills);
+            sum
+        }
+
+        fn canonical(&self, term: Term) -> (bool, Vec<u64>) {
+            canonical(&self.words, 0, term, 0, &self.spills)
+        }
+    }
+
+    fn check(term: Term, saved: &[f64], later: &[f64]) {
+        let mut whole = Sum::default();
+        whole.add(term, saved);
+        let mut restored = Sum::restored(term, whole.canonical(term));
+        assert_eq!(restored.canonical(term), whole.canonical(term), "{saved:?}");
+        whole.add(term, later);
+        restored.add(term, later);
+        assert_eq!(restored.canonical(term), whole.canonical(term), "{saved:?}, then {later:?}");
+    }
+
+    #[test]
+    fn a_large_sum_that_was_saved_does_not_run_into_its_sign() {
+        let [large, small] = [2f64.powi(95), 2f64.powi(32)];
+        check(SUM, &[large, small], &[small]);
+        check(SUM, &[-large, -small], &[small]);
+        // Not far below the sign, and far more is to come than a few words hold.
+        check(SUM, &[2f64.powi(94), 2f64.powi(32)], &[2f64.powi(61); 3]);
+        check(SUM, &[2f64.powi(94) - 2f64.powi(60), 2f64.powi(32)], &vec![1.99 * 2f64.powi(61); 100_000]);
+    }
+
+    #[test]
+    fn a_sum_goes_on_after_it_was_saved_as_if_it_had_never_been() {
+        let mut random = Random(5);
+        for _ in 0..20_000 {
+            let spread = random.pick(&[1, 20, 120, 300, 2000]);
+            let mut values = |count: i64| -> Vec<f64> {
+                let value = |random: &mut Random| {
+                    let exponent = (1023 - spread / 2 + random.below(spread)).clamp(0, 2046) as u64;
+                    f64::from_bits(random.next() & !(0x7ff << 52) | exponent << 52)
+                };
+                (0..count).map(|_| value(&mut random)).collect()
+            };
+            let (saved, later) = (values(5), values(5));
+            check(SUM, &saved, &later);
+            check(Term { squared: true, ..SUM }, &saved, &later);
+        }
     }
 }

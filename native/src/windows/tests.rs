@@ -67,6 +67,50 @@ impl Trial {
         self.check(&events, insert, &skip, &wanted, &passed, true);
     }
 
+    /// Events of a topic that is behind the topics that read it: older than all that can still be asked for, or nearly.
+    fn fall_behind(&mut self) {
+        let count = 1 + self.random.below(8);
+        let mut events = self.events(count, 6);
+        events.iter_mut().for_each(|event| event.time -= self.random.below(150));
+        let batch = Batch::new(&self.plan, &events);
+        let pass = Pass {
+            times: &batch.times,
+            keys: &batch.keys,
+            insert: true,
+            columns: &batch.columns,
+            filters: &batch.filters,
+            skip: None,
+            wanted: &[],
+            evict_before: self.clock - LATENESS,
+            threads: self.threads,
+        };
+        self.store.pass(&pass).unwrap();
+        self.oracle.events.extend(events);
+    }
+
+    fn ask(&mut self) {
+        let count = 1 + self.random.below(8);
+        let events = self.events(count, 7);
+        let batch = Batch::new(&self.plan, &events);
+        let wanted: Vec<usize> = (0..self.plan.reads.len()).collect();
+        let skip: BooleanArray = events.iter().map(|_| Some(false)).collect();
+        let pass = Pass {
+            times: &batch.times,
+            keys: &batch.keys,
+            insert: false,
+            columns: &[],
+            filters: &[],
+            skip: None,
+            wanted: &wanted,
+            evict_before: self.clock - LATENESS,
+            threads: self.threads,
+        };
+        let peeked = self.store.peek(&pass).unwrap();
+        self.check(&events, false, &skip, &wanted, &peeked, false);
+        let passed = self.store.pass(&pass).unwrap();
+        self.check(&events, false, &skip, &wanted, &passed, true);
+    }
+
     /// Inserts events; what they read is not looked at.
     fn pass(&mut self, events: &[Event]) {
         let batch = Batch::new(&self.plan, events);
@@ -151,6 +195,35 @@ fn a_restored_state_goes_on_as_if_it_had_never_stopped() {
             }
             two.random.0 = one.random.0;
             assert!(one.saved() == two.saved(), "the stopped one differs from the other");
+        }
+    }
+}
+
+#[test]
+fn events_of_a_topic_that_is_behind_its_readers_count_as_what_they_are() {
+    for seed in 200..300 {
+        println!("seed {seed}");
+        let mut random = Random(seed);
+        let mut plan = plan(&mut random, 40);
+        let endless = random.chance(50).then(|| random.pick(&[0, 5, 30]));
+        // As the compiler does: a store of its own for each delay of endless reads.
+        for read in &mut plan.reads {
+            (read.length_us, read.delay_us) = match (endless, read.length_us) {
+                (Some(delay), _) => (None, delay),
+                (None, length) => (length.or(Some(33)), read.delay_us),
+            };
+        }
+        let mut trial = Trial::with(plan, random);
+        for _ in 0..80 {
+            match trial.random.below(10) {
+                0 => {
+                    let saved = trial.saved();
+                    trial.store = Store::load(trial.plan.clone(), &mut &saved[..]).unwrap();
+                    assert!(saved == trial.saved(), "loading and saving again gives other bytes");
+                }
+                1..=5 => trial.fall_behind(),
+                _ => trial.ask(),
+            }
         }
     }
 }

@@ -3,6 +3,8 @@
 use hashbrown::HashTable;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::keys::allocated;
+
 #[derive(Default, Debug)]
 pub struct Texts {
     ids: HashTable<u32>,
@@ -37,7 +39,7 @@ impl Texts {
             (self.texts.len() - 1) as u32
         });
         self.texts[id as usize] = (text.into(), 0);
-        self.bytes += text.len();
+        self.bytes += allocated(text.len());
         self.longest = self.longest.max(text.len());
         let texts = &self.texts;
         self.ids.insert_unique(hash, id, |id| xxh3_64(texts[*id as usize].0.as_bytes()));
@@ -67,7 +69,7 @@ impl Texts {
             let hash = xxh3_64(text.as_bytes());
             if let Ok(entry) = self.ids.find_entry(hash, |known| *known == id) {
                 entry.remove();
-                self.bytes -= text.len();
+                self.bytes -= allocated(text.len());
                 *text = Box::default();
                 self.free.push(id);
             }
