@@ -793,22 +793,31 @@ fn verify(py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<String> {
     Ok(serde_json::to_string(&report).expect("plain data"))
 }
 
-/// Remember in a log that no gate writes how far a consumer has come; the caller holds the directory's lock.
+/// Remember in a log that no gate writes how far a consumer has come, or forget it with None; the caller holds the
+/// directory's lock.
 #[pyfunction]
 fn commit_position(
     py: Python<'_>,
     data: &Bound<'_, PyAny>,
     consumer: &str,
     topic: &str,
-    offset: u64,
+    offset: Option<u64>,
     now_us: i64,
 ) -> PyResult<()> {
     let disk = disk(data)?;
     let committed = py.detach(|| {
         let (mut log, _) = log::Log::open(disk, log::Settings::default(), now_us)?;
-        log.check_position(consumer, topic, offset)?;
-        log.note_position(consumer, topic, offset);
-        log.append(&[], now_us)?;
+        match offset {
+            Some(offset) => {
+                log.check_position(consumer, topic, offset)?;
+                log.check_position_room(consumer, topic)?;
+                log.note_position(consumer, topic, offset);
+            }
+            None => log.forget_position(consumer, topic),
+        }
+        if log.has_changes() {
+            log.append(&[], now_us)?;
+        }
         log.close()
     });
     committed.map_err(raise)

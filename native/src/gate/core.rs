@@ -1001,7 +1001,7 @@ impl Core {
     /// Why there is no space for what these requests would write, if so.
     fn room(&mut self, requests: &[Request]) -> Option<String> {
         // Large requests are taken in slices, each of about one commit.
-        let singles = requests.iter().filter(|request| request.kind == Kind::Decide);
+        let singles = requests.iter().filter(|request| matches!(request.kind, Kind::Decide | Kind::Position));
         let bytes: usize = singles.map(|request| 2 * request.body.len() + 1024).sum();
         match self.log.room((bytes + 2 * self.settings.commit_bytes) as u64) {
             Ok(()) => None,

@@ -23,6 +23,10 @@ use crate::schema::Schema;
 /// Kept free at a segment's end for the epochs of restarts, so that a full disk does not prevent one.
 const RESERVE_BYTES: u64 = 4096;
 const FLUSHES_TIMED: usize = 5;
+/// Positions of consumers at most: each segment begins with all of them, and they must leave it its room for rows.
+pub const POSITIONS_MAX: usize = 1_000;
+/// What a position takes in the catalog beside its key, at most: its offset and the marks of JSON.
+const POSITION_BYTES: usize = 32;
 
 /// What `open` found and did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,6 +204,44 @@ impl Log {
     /// for consumers.
     pub fn note_position(&mut self, consumer: &str, topic: &str, offset: u64) {
         self.note(&catalog::position_key(consumer, topic), Some(&offset.to_string()));
+    }
+
+    /// Forget how far a consumer has come in a topic, with the next append.
+    pub fn forget_position(&mut self, consumer: &str, topic: &str) {
+        let key = catalog::position_key(consumer, topic);
+        if self.catalog.notes().contains_key(&key) || self.pending.notes.contains_key(&key) {
+            self.note(&key, None);
+        }
+    }
+
+    /// Whether there is room for a consumer's position: those that are known may always move.
+    pub fn check_position_room(&self, consumer: &str, topic: &str) -> Result<()> {
+        let key = catalog::position_key(consumer, topic);
+        let known = match self.pending.notes.get(&key) {
+            Some(text) => text.is_some(),
+            None => self.catalog.notes().contains_key(&key),
+        };
+        if known {
+            return Ok(());
+        }
+        let count = self.positions().count();
+        let bytes: usize = self.positions().chain([&key]).map(|key| key.len() + POSITION_BYTES).sum();
+        let most = self.segment.bytes.min(self.settings.segment_bytes) / 8;
+        match count < POSITIONS_MAX && bytes as u64 <= most {
+            true => Ok(()),
+            false => Err(Error::invalid_with(
+                format!("the log has {count} positions of consumers, and takes no more"),
+                "forget a consumer that is gone: penstock consumers --forget NAME",
+            )),
+        }
+    }
+
+    /// The keys of the positions, those of the next append included.
+    fn positions(&self) -> impl Iterator<Item = &String> {
+        let pending = &self.pending.notes;
+        let kept = self.catalog.notes().keys().filter(|key| !pending.contains_key(*key));
+        let coming = pending.iter().filter(|(_, text)| text.is_some()).map(|(key, _)| key);
+        kept.chain(coming).filter(|key| key.starts_with(catalog::POSITION_PREFIX))
     }
 
     /// Whether a position can be one: a topic of this log, and no offset beyond its next.
