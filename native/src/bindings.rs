@@ -20,7 +20,7 @@ use crate::answer;
 use crate::conform::{Unknown, conform as conform_batch, conform_cells as conform_cell_batch, keep_rows};
 use crate::decide::{Case, Decider, no_score};
 use crate::decode::{Decoder, split_lines};
-use crate::disk::{Crash, Disk, MemoryDisk, RealDisk};
+use crate::disk::{Call, Crash, Disk, MemoryDisk, RealDisk};
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::evaluate::Program;
@@ -389,6 +389,17 @@ impl Memory {
     /// Lose power: of what was not synced, each sector and each name is kept or lost by the seed.
     fn crash(&self, seed: u64) {
         self.0.crash(seed, Crash::Random);
+    }
+
+    /// The next call of a kind, "list" or "remove", fails.
+    fn fail(&self, call: &str) -> PyResult<()> {
+        let call = match call {
+            "list" => Call::List,
+            "remove" => Call::Remove,
+            other => return Err(PyRuntimeError::new_err(format!("no call {other:?} can fail here"))),
+        };
+        self.0.fail(call, 1, std::io::ErrorKind::Other);
+        Ok(())
     }
 }
 

@@ -97,6 +97,8 @@ pub struct Core {
 pub(super) struct Pending {
     policy: usize,
     batch: Batch,
+    /// The newest commit before that of the events, which a start needs to close them; the greatest for a dry run.
+    after: u64,
     waiters: Queue,
     told: Vec<bool>,
     started_ns: u64,
@@ -442,7 +444,8 @@ impl Core {
         });
         let told = vec![false; batch.events.num_rows()];
         let started_ns = self.clock.monotonic_ns();
-        self.pending.insert(number, Pending { policy, batch, waiters, told, started_ns, dry_run });
+        let after = self.log.last_sequence();
+        self.pending.insert(number, Pending { policy, batch, after, waiters, told, started_ns, dry_run });
         Ok(Taken::Pending(number))
     }
 
@@ -689,7 +692,8 @@ impl Core {
         }
         let score = no_score(batch.events.num_rows());
         let verdicts = self.deciders[policy].decide(&batch.case(&score))?;
-        let pending = Pending { policy, batch, waiters, told: Vec::new(), started_ns: 0, dry_run: true };
+        let (told, after) = (Vec::new(), u64::MAX);
+        let pending = Pending { policy, batch, after, waiters, told, started_ns: 0, dry_run: true };
         self.conclude_dry_run(cycle, pending, &score, verdicts)
     }
 
@@ -932,13 +936,24 @@ impl Core {
         }
     }
 
-    /// What is older than its retention, as far as no state has to be made from it again. An id is forgotten with its
-    /// event, so that the index does not hold anything back.
+    /// Remove what is too old. What cannot be removed now is tried again with the next file or minute: files that stay
+    /// are no reason to stop, as long as the log can be written.
     fn remove_old(&mut self, now_us: i64) -> Result<()> {
+        let removed = self.try_remove_old(now_us);
+        self.log.check()?;
+        self.stats.removal_failures += u64::from(removed.is_err());
+        self.stats.removal_failed = removed.err().map(|error| error.to_string());
+        Ok(())
+    }
+
+    /// What is older than its retention, as far as no state has to be made from it again and no event in it waits for
+    /// its model. An id is forgotten with its event, so that the index does not hold anything back.
+    fn try_remove_old(&mut self, now_us: i64) -> Result<()> {
         let oldest_snapshot = snapshot::list(self.disk.as_ref())?.first().copied();
         if let Some(sequence) = oldest_snapshot.filter(|&sequence| sequence >= self.trim_from) {
+            let undecided = self.pending.values().map(|pending| pending.after).min().unwrap_or(u64::MAX);
             // The segment with the snapshot's own commit stays: reading goes on from there.
-            self.log.trim(now_us, sequence)?;
+            self.log.trim(now_us, sequence.min(undecided))?;
         }
         let retain_us = self.plan.topics.iter().map(|topic| topic.retain_us).max().unwrap_or(0);
         self.ids.expire(now_us.saturating_sub(retain_us))?;
@@ -1039,6 +1054,7 @@ impl Core {
         self.stats.state_bytes = self.engine.state_bytes() as u64;
         self.stats.state_keys = self.engine.state_keys() as u64;
         self.stats.retained_events = self.engine.retained_events() as u64;
+        self.stats.reader_lags = self.engine.reader_lags();
         let ids = self.ids.stats();
         self.stats.ids = ids.ids;
         self.stats.ids_memory_bytes = ids.memory_bytes;

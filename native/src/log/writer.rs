@@ -1,5 +1,6 @@
 //! The one writer of a log.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -387,7 +388,14 @@ impl Log {
         address.segment() + self.segments.len() as u64 > self.segment.number as u64
     }
 
+    /// Whether the log can still be used: an error after a failed write or sync.
+    pub fn check(&self) -> Result<()> {
+        self.health.check()
+    }
+
     /// Remove the oldest segments that retention does not keep, none with a sequence from `keep_from_sequence` on.
+    ///
+    /// A file that cannot be removed stays, and the log goes on: the next call tries again.
     pub fn trim(&mut self, now_us: i64, keep_from_sequence: u64) -> Result<Trimmed> {
         self.health.check()?;
         let mut trimmed = Trimmed::default();
@@ -396,11 +404,11 @@ impl Log {
             && (self.too_large() || self.too_old(next, now_us)?)
         {
             // One at a time, oldest first: a crash must not leave a gap.
-            let removed =
-                self.disk.remove(&segment::path(oldest)).and_then(|()| self.disk.sync_folder(FOLDER));
-            let removed = removed
-                .map_err(|error| Error::io(format!("could not remove {}", segment::path(oldest)), error));
-            self.health.watch(removed)?;
+            let failed = |error| Error::io(format!("could not remove {}", segment::path(oldest)), error);
+            match self.disk.remove(&segment::path(oldest)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+                _ => self.health.watch(self.disk.sync_folder(FOLDER).map_err(failed))?,
+            }
             self.segments.remove(0);
             self.files.forget(oldest);
             trimmed.segments += 1;

@@ -6,6 +6,7 @@ lines, and every caller would wait for it. Its parser is what the tests read the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any
@@ -46,6 +47,14 @@ CORE = {
     "state_full": (
         "state_full_total",
         "Events that got the fallback because the state was full.",
+    ),
+    "reader_lags": (
+        "reader_lag_seconds",
+        "How far a topic is behind others whose events it reads; they are kept for it.",
+    ),
+    "removal_failures": (
+        "removal_failures_total",
+        "Times that files beyond their retention could not be removed.",
     ),
     "ids": ("ids", "Ids that are known."),
     "ids_memory_bytes": ("ids_memory_bytes", "Memory of the index of ids."),
@@ -133,6 +142,8 @@ def core_families(stats: dict[str, Any]) -> Iterator[Iterable[str]]:
         shown, text = CORE.get(name, (name, f"The core's {name.replace('_', ' ')}."))
         if name == "decisions":
             yield family(shown, "counter", text, decisions(value))
+        elif name == "reader_lags":
+            yield family(shown, "gauge", text, lags(value))
         elif isinstance(value, dict):
             samples = histogram("", value["bounds"], value["counts"], value["sum"])
             yield family(shown, "histogram", text, samples)
@@ -144,6 +155,11 @@ def core_families(stats: dict[str, Any]) -> Iterator[Iterable[str]]:
 def decisions(counts: Iterable[tuple[str, str, int]]) -> Iterator[Sample]:
     for policy, outcome, number in counts:
         yield "", f'{{policy="{policy}",outcome="{escaped(outcome)}"}}', number
+
+
+def lags(topics: Iterable[tuple[str, float | None]]) -> Iterator[Sample]:
+    for topic, lag_s in topics:
+        yield "", f'{{topic="{topic}"}}', math.inf if lag_s is None else lag_s
 
 
 def escaped(value: str) -> str:
