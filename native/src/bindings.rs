@@ -506,6 +506,11 @@ impl Follower {
         self.0.sequence
     }
 
+    /// Whether the log is of this plan's state at the last commit that was read.
+    fn is_current(&mut self, py: Python<'_>) -> PyResult<bool> {
+        py.detach(|| self.0.is_current()).map_err(raise)
+    }
+
     /// Decisions whose features were computed a second time, and batches of them that came out otherwise.
     #[getter]
     fn compared(&self) -> (u64, u64) {

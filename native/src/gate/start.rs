@@ -15,7 +15,7 @@ use crate::decode::Decoder;
 use crate::disk::Disk;
 use crate::engine::{LATE, null_columns};
 use crate::error::{Error, Result};
-use crate::follower::{Follower, Incomplete, Progress, as_defined};
+use crate::follower::{Follower, Incomplete, Progress, STATE_NOTE, as_defined, fingerprint};
 use crate::ids::{self, Ids};
 use crate::log::{self, Address, Catalog, Commit, Log, Reader, Recovery};
 use crate::plan::{Plan, TopicPlan};
@@ -275,6 +275,7 @@ fn define_all(plan: &Plan, log: &mut Log) -> Result<(Vec<u32>, Vec<PolicyLog>, b
         });
         changed |= note(log, &format!("policy/{}/{}", policy.name, policy.version), &policy.definition);
     }
+    changed |= note(log, STATE_NOTE, &fingerprint(plan));
     changed |= log.catalog().schemas().len() > schemas;
     Ok((topics, policies, changed))
 }

@@ -12,8 +12,9 @@ from itertools import accumulate
 from typing import Any
 
 from penstock.runtime.models import Models
+from penstock.runtime.snapshots import Snapshots
 from penstock.serve.answers import TEXT
-from penstock.serve.health import warnings
+from penstock.serve.health import state_warnings
 from penstock.serve.http import Door
 from penstock.serve.routes import LATENCY_BOUNDS_S, Route, Routes
 
@@ -67,10 +68,13 @@ CORE = {
 class Metrics:
     """`GET /metrics`."""
 
-    def __init__(self, *, door: Door, routes: Routes, models: Models) -> None:
+    def __init__(
+        self, *, door: Door, routes: Routes, models: Models, snapshots: Snapshots
+    ) -> None:
         self._door = door
         self._routes = routes
         self._models = models
+        self._snapshots = snapshots
 
     def page(self) -> tuple[int, bytes, int]:
         lines = [line for family in self._families() for line in family]
@@ -82,7 +86,8 @@ class Metrics:
         yield from self._model_families()
         stats = self._door.relay.core_stats()
         yield from core_families(stats)
-        warned = [("", "", len(list(warnings(stats))))]
+        yield from self._snapshot_families()
+        warned = [("", "", int(any(state_warnings(stats))))]
         yield family("state_warning", "gauge", "1 from 80 % of the state's limit on.", warned)
 
     def _door_families(self) -> Iterator[Iterable[str]]:
@@ -134,6 +139,21 @@ class Metrics:
         yield family("model_starts_total", "counter", "Starts of a model's process.", starts)
         up = samples(int(worker.ready) for worker in workers)
         yield family("model_up", "gauge", "1 while a model's process takes batches.", up)
+
+
+    def _snapshot_families(self) -> Iterator[Iterable[str]]:
+        snapshots = self._snapshots
+        starts = [("", "", snapshots.starts)]
+        yield family("snapshotter_starts_total", "counter", "Starts of the snapshotter.", starts)
+        results = [("", f'{{result="{name}"}}', n) for name, n in snapshots.results.items()]
+        text = "Snapshots written, failed, and not kept because the state differed."
+        yield family("snapshots_total", "counter", text, results)
+        sequence = [("", "", snapshots.sequence)]
+        text = "The commit that the newest snapshot is as of."
+        yield family("snapshot_sequence", "gauge", text, sequence)
+        age_s = snapshots.age_s()
+        ages = [] if age_s is None else [("", "", age_s)]
+        yield family("snapshot_age_seconds", "gauge", "Age of the newest snapshot.", ages)
 
 
 def core_families(stats: dict[str, Any]) -> Iterator[Iterable[str]]:
