@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from processes import ARROW, DECIDE, EVENTS, NDJSON, Service, payment, running
+from processes import ARROW, DECIDE, EVENTS, NDJSON, Answer, Service, fail, payment, running, succeed
 
 LIMIT = str(1 << 20)
 
@@ -74,6 +75,38 @@ def test_tail_with_a_consumer_goes_on_beside_a_service_and_without_one(tmp_path:
         answer = service.call("POST", "/v1/positions", b'{"consumer": "lake", "topic": "payments", "offset": 6}')
         assert (answer.status, answer.json()["error"]["code"]) == (422, "invalid_position")
         assert tail(service.port) == []
+
+
+def test_consumers_are_bounded_listed_and_forgotten_beside_a_service_and_without_one(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+
+    def position(service: Service, consumer: str, offset: int | None) -> Answer:
+        body = {"consumer": consumer, "topic": "payments", "offset": offset}
+        return service.call("POST", "/v1/positions", json.dumps(body).encode())
+
+    with running(data) as service:
+        pay(service, range(3))
+        for number in range(1_000):
+            assert position(service, f"c{number}", 1).status == 200
+        refused = position(service, "new", 1)
+        assert (refused.status, refused.code) == (422, "too_many_positions")
+        assert position(service, "c7", 2).status == 200
+        beside = ("--data", data, "--port", service.port)
+        words = fail("tail", "payments", "--consumer", "new", *beside)
+        assert "the log has 1000 positions of consumers" in words
+        assert "penstock consumers --forget NAME" in words
+        assert "1 positions of c7" in succeed("consumers", "--forget", "c7", *beside)
+        assert len(succeed("tail", "payments", "--consumer", "new", *beside).splitlines()) == 3
+        assert position(service, "new", None).json() == {"offset": None}
+        wrong = service.call("POST", "/v1/positions", b'{"consumer": "c", "topic": "payments"}')
+        assert (wrong.status, wrong.code) == (422, "invalid_position")
+        assert service.end() == 0
+    listed = json.loads(succeed("consumers", "--json", "--data", data))
+    assert len(listed) == 999
+    assert listed[0] == {"consumer": "c0", "topic": "payments", "offset": 1, "next_offset": 3}
+    succeed("consumers", "--forget", "c0", "--data", data)
+    assert 'has no consumer "c0"' in fail("consumers", "--forget", "c0", "--data", data)
+    assert re.match(r"c1 +payments +1  2 left", succeed("consumers", "--data", data))
 
 
 def test_a_damaged_commit_costs_who_asks_for_it_and_nobody_else(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ use crate::answer;
 use crate::conform::{Unknown, conform as conform_batch, conform_cells as conform_cell_batch, keep_rows};
 use crate::decide::{Case, Decider, no_score};
 use crate::decode::{Decoder, Limits, split_lines};
-use crate::disk::{Crash, Disk, MemoryDisk, RealDisk};
+use crate::disk::{Call, Crash, Disk, MemoryDisk, RealDisk};
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::evaluate::Program;
@@ -401,6 +401,17 @@ impl Memory {
     fn used(&self) -> u64 {
         self.0.used()
     }
+
+    /// The next call of a kind, "list" or "remove", fails.
+    fn fail(&self, call: &str) -> PyResult<()> {
+        let call = match call {
+            "list" => Call::List,
+            "remove" => Call::Remove,
+            other => return Err(PyRuntimeError::new_err(format!("no call {other:?} can fail here"))),
+        };
+        self.0.fail(call, 1, std::io::ErrorKind::Other);
+        Ok(())
+    }
 }
 
 /// The gate without a thread, a disk or a clock of its own: what `penstock.testing` drives call by call.
@@ -514,6 +525,11 @@ impl Follower {
     #[getter]
     fn sequence(&self) -> u64 {
         self.0.sequence
+    }
+
+    /// Whether the log is of this plan's state at the last commit that was read.
+    fn is_current(&mut self, py: Python<'_>) -> PyResult<bool> {
+        py.detach(|| self.0.is_current()).map_err(raise)
     }
 
     /// Decisions whose features were computed a second time, and batches of them that came out otherwise.
@@ -815,22 +831,31 @@ fn verify(py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<String> {
     Ok(serde_json::to_string(&report).expect("plain data"))
 }
 
-/// Remember in a log that no gate writes how far a consumer has come; the caller holds the directory's lock.
+/// Remember in a log that no gate writes how far a consumer has come, or forget it with None; the caller holds the
+/// directory's lock.
 #[pyfunction]
 fn commit_position(
     py: Python<'_>,
     data: &Bound<'_, PyAny>,
     consumer: &str,
     topic: &str,
-    offset: u64,
+    offset: Option<u64>,
     now_us: i64,
 ) -> PyResult<()> {
     let disk = disk(data)?;
     let committed = py.detach(|| {
         let (mut log, _) = log::Log::open(disk, log::Settings::default(), now_us)?;
-        log.check_position(consumer, topic, offset)?;
-        log.note_position(consumer, topic, offset);
-        log.append(&[], now_us)?;
+        match offset {
+            Some(offset) => {
+                log.check_position(consumer, topic, offset)?;
+                log.check_position_room(consumer, topic)?;
+                log.note_position(consumer, topic, offset);
+            }
+            None => log.forget_position(consumer, topic),
+        }
+        if log.has_changes() {
+            log.append(&[], now_us)?;
+        }
         log.close()
     });
     committed.map_err(raise)

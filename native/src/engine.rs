@@ -279,6 +279,28 @@ impl Engine {
         self.stores[index].readers.iter().map(|&topic| self.floor(topic)).min().unwrap_or(i64::MIN)
     }
 
+    /// For each topic that reads a store which others feed or read, how far its newest event is behind theirs, in seconds;
+    /// `None` where it has had none. As far back, nothing in that store can be freed.
+    pub fn reader_lags(&self) -> Vec<(String, Option<f64>)> {
+        (0..self.topics.len())
+            .filter_map(|topic| {
+                let ahead = self.ahead_of(topic)?;
+                let lag = |newest: i64| ahead.saturating_sub(newest).max(0) as f64 / 1e6;
+                Some((self.plan.topics[topic].name.clone(), self.topics[topic].newest.map(lag)))
+            })
+            .collect()
+    }
+
+    /// The newest event of the topics that share a store with this reader of it, where there is one.
+    fn ahead_of(&self, reader: usize) -> Option<i64> {
+        let shared = (0..self.stores.len()).filter(|&index| self.stores[index].readers.contains(&reader));
+        let others = shared.flat_map(|index| {
+            let source = self.plan.stores[index].source;
+            self.stores[index].readers.iter().copied().chain([source]).filter(|&topic| topic != reader)
+        });
+        others.filter_map(|topic| self.topics[topic].newest).max()
+    }
+
     fn empty_reads(&self, wanted: &[usize]) -> Vec<Vec<Option<ArrayRef>>> {
         wanted.iter().map(|&set| vec![None; self.plan.features[set].reads.len()]).collect()
     }

@@ -124,10 +124,19 @@ impl Follower {
         Ok(commits_max)
     }
 
+    /// Whether the log, at the last commit that was read, is of this pipeline: it begins with a note of its fingerprint.
+    pub fn is_current(&mut self) -> Result<bool> {
+        let noted = self.catalog()?.notes().get(STATE_NOTE).cloned();
+        Ok(noted.is_none_or(|noted| noted == fingerprint(&self.plan)))
+    }
+
     /// Write the state as it is now.
     pub fn write_snapshot(&mut self) -> Result<u64> {
         if self.mismatches > 0 {
             return Err(Error::invalid("the state came out otherwise than at the gate, and is not kept"));
+        }
+        if !self.is_current()? {
+            return Err(Error::invalid("the log is of another pipeline here: this state is not kept"));
         }
         self.engine.settle();
         let position = self.reader()?.position();
@@ -139,6 +148,7 @@ impl Follower {
         let header = Header {
             position,
             sequence: self.sequence,
+            fingerprint: Some(fingerprint(&self.plan)),
             topics: times.chain(self.gone.iter().cloned()).collect(),
             stores: (0..self.plan.stores.len()).map(|index| stored_store(&self.plan, index)).collect(),
             undecided: (self.undecided.iter())
@@ -251,6 +261,7 @@ impl Follower {
         let header = snapshot.header.clone();
         self.position = Some(header.position);
         self.sequence = header.sequence;
+        self.check_pipeline(&header, &snapshot.path)?;
         self.restore_times(&header);
         self.restore_undecided(&header);
         let mut rebuild: BTreeMap<usize, Option<snapshot::Place>> =
@@ -260,7 +271,8 @@ impl Follower {
             let place = snapshot.next_store()?;
             let Some(index) = self.same_store(old) else { continue };
             let plan = &self.plan.stores[index].plan;
-            match Store::load_for(plan, &mut snapshot.read(place), self.engine.evict_before(index))? {
+            let loaded = Store::load_for(plan, &mut snapshot.read(place), self.engine.evict_before(index));
+            match loaded.map_err(|error| in_snapshot(&snapshot.path, error))? {
                 Some(store) => {
                     self.engine.replace_store(index, store);
                     rebuild.remove(&index);
@@ -272,6 +284,18 @@ impl Follower {
             return Ok(());
         }
         self.rebuild(rebuild, &snapshot, progress)
+    }
+
+    /// A snapshot is of the pipeline that the log was of at its commit. Another one's would count as if it held all that
+    /// the log's pipeline needs, and the log could be trimmed too early.
+    fn check_pipeline(&mut self, header: &Header, path: &str) -> Result<()> {
+        let noted = self.catalog()?.notes().get(STATE_NOTE);
+        match (noted, &header.fingerprint) {
+            (Some(noted), Some(written)) if noted != written => {
+                Err(Error::damaged(path, 0, "it is of another pipeline than the log was at its commit"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Whether the log has rows of a topic whose time the snapshot does not know: it had left the pipeline for a while.
@@ -336,7 +360,8 @@ impl Follower {
             let plan = &self.plan.stores[index];
             let store = match (builder.begun[plan.source], saved) {
                 (Some(begin), Some(saved)) if begin > i64::MIN => {
-                    Store::load_with(&plan.plan, &mut snapshot.read(saved), rebuilt, begin)?
+                    let loaded = Store::load_with(&plan.plan, &mut snapshot.read(saved), rebuilt, begin);
+                    loaded.map_err(|error| in_snapshot(&snapshot.path, error))?
                 }
                 _ => rebuilt,
             };
@@ -394,6 +419,14 @@ impl Follower {
     }
 }
 
+/// A saved state does not know its file.
+fn in_snapshot(path: &str, error: Error) -> Error {
+    match error {
+        Error::Damaged { offset, what, .. } => Error::damaged(path, offset, what),
+        other => other,
+    }
+}
+
 /// Events at most whose features wait for their decision; a model may be slow, or never answer.
 const AWAITED_ROWS: usize = 1 << 16;
 
@@ -444,6 +477,18 @@ impl Awaited {
     fn holds(&self, offset: i64) -> bool {
         (self.base..self.base + self.rows as i64).contains(&offset)
     }
+}
+
+/// The log's note of the pipeline that its state is of, from the commit on that brings it.
+pub const STATE_NOTE: &str = "state";
+
+/// What the state of a pipeline is: equal for pipelines that remember the same of the same topics.
+pub fn fingerprint(plan: &Plan) -> String {
+    let topics: Vec<_> = plan.topics.iter().map(|topic| (&topic.name, topic.lateness_us)).collect();
+    let stores: Vec<_> = (0..plan.stores.len()).map(|index| stored_store(plan, index)).collect();
+    let policies: Vec<_> = plan.policies.iter().map(|policy| &policy.name).collect();
+    let text = serde_json::to_vec(&(topics, stores, policies)).expect("plans are plain data");
+    format!("{:016x}", xxhash_rust::xxh3::xxh3_64(&text))
 }
 
 fn stored_store(plan: &Plan, index: usize) -> StoredStore {

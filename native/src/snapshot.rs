@@ -28,6 +28,9 @@ pub struct Header {
     /// The state holds every commit before this place in the log.
     pub position: Position,
     pub sequence: u64,
+    /// Of the pipeline that the state is of (`follower::fingerprint`); without one in snapshots of earlier versions.
+    #[serde(default)]
+    pub fingerprint: Option<String>,
     pub topics: Vec<TopicTime>,
     pub stores: Vec<StoredStore>,
     /// Events that wait for their decision: policy, offset, and the address of their commit.

@@ -182,6 +182,32 @@ def tail_command(
         sys.stdout.flush()
 
 
+@commands.command("consumers")
+@settings_options("data", "host", "port")
+@click.option("--forget", "name", metavar="NAME", help="Remove all positions of this consumer.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def consumers_command(name: str | None, as_json: bool, **options: Any) -> None:
+    """The consumers of a log: how far each has come in which topic, and how many rows it has left."""
+    from penstock.runtime.logs import forget_consumer, read_catalog, read_positions
+
+    settings = read_options(options)
+    data: Path = settings["data"]
+    if name is not None:
+        forgotten = forget_consumer(data, name, url=url(settings["host"], settings["port"]))
+        click.echo(f"forgot {forgotten:,} positions of {name}")
+        return
+    catalog = read_catalog(data)
+    ends = {topic["name"]: topic["next_offset"] for topic in catalog["topics"]}
+    positions = read_positions(catalog)
+    if as_json:
+        names = ("consumer", "topic", "offset", "next_offset")
+        rows = [dict(zip(names, (*position, ends[position[1]]), strict=True)) for position in positions]
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for consumer, topic, offset in positions:
+        click.echo(f"{consumer:<24} {topic:<24} {offset:>14,}  {ends[topic] - offset:,} left")
+
+
 @commands.command("export")
 @click.argument("topic")
 @click.option("--to", "target", type=click.Path(path_type=Path), required=True, help="The Parquet file to write.")

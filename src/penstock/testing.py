@@ -126,6 +126,11 @@ class Service:
         body = {"consumer": consumer, "topic": topic, "offset": offset}
         _answer(self._call(POSITION, 0, json.dumps(body).encode()))
 
+    def forget_position(self, consumer: str, topic: str) -> None:
+        """A consumer of a topic is gone."""
+        body = {"consumer": consumer, "topic": topic, "offset": None}
+        _answer(self._call(POSITION, 0, json.dumps(body).encode()))
+
     def position(self, consumer: str, topic: str) -> int | None:
         """Where a consumer goes on in a topic."""
         return read_position(json.loads(_native.catalog(self._disk)), consumer, topic)

@@ -70,6 +70,27 @@ def test_retention_does_not_wait_for_a_consumer() -> None:
         assert service.position("lake", "payments") == 0
 
 
+def test_a_log_takes_a_thousand_positions_and_known_ones_still_move() -> None:
+    with testing.run(FIRST, now=NOON) as service:
+        for number in range(2):
+            pay(service, number)
+        for number in range(1_000):
+            service.commit_position(f"c{number}", "payments", 1)
+        for name, topic in [("new", "payments"), ("c0", "authorise.decisions")]:
+            with pytest.raises(testing.Refused, match=r"1000 positions.*\n.*consumers --forget NAME") as refused:
+                service.commit_position(name, topic, 1)
+            assert (refused.value.status, refused.value.code) == (422, "too_many_positions")
+        service.commit_position("c999", "payments", 2)
+        service.crash()
+        assert (service.position("c999", "payments"), service.position("new", "payments")) == (2, None)
+        pay(service, 2)
+        service.forget_position("c0", "payments")
+        service.forget_position("c0", "payments")  # as often as one likes
+        service.commit_position("new", "payments", 3)
+        service.crash()
+        assert (service.position("c0", "payments"), service.position("new", "payments")) == (None, 3)
+
+
 def write_log(data: Path, rows: int) -> None:
     """A data directory with some payments, closed again."""
     from penstock.runtime.app import load_app

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import penstock as ps
 from penstock import testing
 
 FIRST = Path(__file__).resolve().parents[2] / "examples" / "first.py"
@@ -72,3 +74,42 @@ def test_the_log_gives_the_same_state_however_full_it_was(between: str) -> None:
         # The follower has computed every decision's features from the log, and found them as the gate did.
         assert service.compared == (full + 1 + 80, 0) or "snapshot" in between
         assert service.compared[1] == 0
+
+
+def test_the_topic_whose_silence_holds_events_is_named_by_how_far_it_is_behind(tmp_path: Path) -> None:
+    class Payment(ps.Event):
+        id: str = ps.id()
+        card: str
+        at: datetime = ps.event_time()
+
+    class Report(ps.Event):
+        id: str = ps.id()
+        card: str
+        at: datetime = ps.event_time()
+
+    (tmp_path / "rules.toml").write_text('default = "approve"\noutcomes = ["approve"]\n')
+    pipeline = ps.Pipeline("cards")
+    payments, reports = pipeline.topic("payments", Payment), pipeline.topic("reports", Report)
+    paid = payments.features(paid=payments.by("card").past("1h").count())
+    seen = reports.features(seen=payments.by("card").past("1h").count())
+    pipeline.policy("authorise", paid, rules=tmp_path / "rules.toml", fallback="approve")
+    pipeline.policy("judge", seen, rules=tmp_path / "rules.toml", fallback="approve")
+    with testing.run(pipeline, now="2026-11-01T12:00:00Z") as service:
+
+        def events(topic: str, count: int) -> None:
+            for _ in range(count):
+                service.clock.advance("10m")
+                name = service.clock.now.isoformat()
+                service.append(topic, [{"id": name, "card": "c", "at": name}])
+
+        def lags() -> dict[str, float | None]:
+            return dict(service.stats["reader_lags"])
+
+        events("payments", 100)
+        assert lags() == {"reports": None}
+        assert service.stats["retained_events"] == 100
+        events("reports", 1)
+        events("payments", 3)
+        assert lags() == {"payments": 0.0, "reports": 1_800.0}
+        # What it does not reach any more has gone: an hour of lateness, and an hour of the window before it.
+        assert service.stats["retained_events"] < 20

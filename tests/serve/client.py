@@ -15,6 +15,7 @@ from typing import Any
 import uvloop
 
 from penstock.runtime.models import PROGRAM
+from penstock.runtime.snapshots import Snapshots
 from penstock.serve.core import Gate
 from penstock.serve.server import serve
 from penstock.serve.settings import Doors, DoorSettings, PolicyDoor, TopicDoor
@@ -123,6 +124,7 @@ def running(
     doors: Doors = DOORS,
     program: Sequence[str] = PROGRAM,
     fails: bool = False,
+    snapshots: Snapshots | None = None,
     **settings: Any,
 ) -> Iterator[Running]:
     """A door over this core until the block ends; `fails` where the core is going to be lost."""
@@ -150,6 +152,7 @@ def running(
             core,
             doors,
             DoorSettings(**{"port": 0, **settings}),
+            snapshots=snapshots or Snapshots(30.0),
             listening=listening,
             stop=stop,
             model_program=program,

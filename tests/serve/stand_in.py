@@ -37,6 +37,9 @@ class StandIn:
     told_handles: list[int] = field(default_factory=list)
     beat: int = 0
     state_bytes: int = 0
+    reader_lags: tuple[tuple[str, float | None], ...] = ()
+    log_sequence: int = 0
+    removal_failed: str | None = None
     started: bool = False
     stopped: bool = False
     fails: str = ""  # the method that raises
@@ -91,6 +94,9 @@ class StandIn:
                 "queued": self._submitted - len(self.requests),
                 "state_bytes": self.state_bytes,
                 "state_bytes_max": 1_000,
+                "reader_lags": self.reader_lags,
+                "log_sequence": self.log_sequence,
+                "removal_failed": self.removal_failed,
                 "full": self.full,
                 "failed": self.failed,
                 "commits": len(self.batches),

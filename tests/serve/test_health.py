@@ -8,6 +8,7 @@ import time
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from penstock.runtime.snapshots import Snapshots
 from penstock.serve.core import REPEAT
 from penstock.serve.metrics import histogram
 from serve.client import DECIDE, Running, eventually, get, post, running
@@ -72,6 +73,52 @@ def test_the_state_warns_before_it_is_full(core: StandIn) -> None:
         assert answer.status == 200  # known keys go on
         assert answer.json["warnings"] == ["the state is full: new keys get the fallback"]
         assert b"penstock_state_warning 1\n" in door.ask(get("/metrics")).body
+
+
+def test_a_large_state_names_the_topics_that_keep_it_from_freeing_events(core: StandIn) -> None:
+    core.reader_lags = (("reports", None), ("devices", 7_200.0), ("payments", 0.0))
+    with running(core) as door:
+        found = numbers(door)
+        assert found["penstock_reader_lag_seconds", (("topic", "reports"),)] == math.inf
+        assert found["penstock_reader_lag_seconds", (("topic", "devices"),)] == 7_200
+        assert door.ask(get("/readyz")).json["warnings"] == []
+        core.state_bytes = 900
+        assert door.ask(get("/readyz")).json["warnings"] == [
+            "the state is 90% full",
+            'topic "reports" has had no event: what it reads is kept for it',
+            'topic "devices" is 2.0 h behind: what it reads is kept for it',
+        ]
+        assert numbers(door)["penstock_state_warning", ()] == 1
+
+
+def test_old_files_that_cannot_be_removed_are_warned_of(core: StandIn) -> None:
+    core.removal_failed = "could not remove log/1.segment: permission denied"
+    with running(core) as door:
+        answer = door.ask(get("/readyz"))
+        assert (answer.status, answer.json["warnings"]) == (
+            200,
+            ["old files stay for now: could not remove log/1.segment: permission denied"],
+        )
+
+
+def test_the_snapshots_are_counted_and_missed(core: StandIn) -> None:
+    snapshots = Snapshots(0.0, clock=lambda: 1_000.0)
+    with running(core, snapshots=snapshots) as door:
+        found = numbers(door)
+        assert ("penstock_snapshot_age_seconds", ()) not in found
+        snapshots.hear('{"result": "found", "sequence": 7, "written_at": 900.0}')
+        snapshots.hear('{"result": "failed"}')
+        found = numbers(door)
+        assert found["penstock_snapshot_age_seconds", ()] == 100
+        assert found["penstock_snapshot_sequence", ()] == 7
+        assert found["penstock_snapshots_total", (("result", "failed"),)] == 1
+        assert found["penstock_snapshots_total", (("result", "mismatched"),)] == 0
+        assert found["penstock_snapshotter_starts_total", ()] == 1
+        core.log_sequence = 9
+        eventually(lambda: door.ask(get("/readyz")).json["warnings"])
+        assert door.ask(get("/readyz")).json["warnings"] == [
+            "no snapshot for 0 s: a start would read 2 commits"
+        ]
 
 
 def test_a_gate_that_takes_nothing_says_why(core: StandIn) -> None:

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 pub use memory::{Call, Crash, MemoryDisk};
 pub use real::RealDisk;
+pub(crate) use real::create_folders;
 
 pub trait Disk: Send + Sync {
     /// Open a file for reading and, where `mode` says so, for writing; folders on its way are created with it.

@@ -30,7 +30,7 @@ impl Disk for RealDisk {
         if mode != Mode::Read
             && let Some(folder) = path.parent()
         {
-            fs::create_dir_all(folder)?;
+            create_folders(folder)?;
         }
         let mut options = fs::OpenOptions::new();
         options.read(true).write(mode != Mode::Read);
@@ -81,6 +81,19 @@ impl Disk for RealDisk {
             folders.insert(folder.into(), fs::File::open(self.root.join(folder))?);
         }
         folders[folder].sync_all()
+    }
+}
+
+/// Make a folder and those above it that are absent; each new one's name is on disk before anything in it counts.
+pub fn create_folders(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let parent = path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
+    create_folders(parent)?;
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => fs::File::open(parent)?.sync_all(),
     }
 }
 

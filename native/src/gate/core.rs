@@ -303,13 +303,24 @@ impl Core {
         }
     }
 
-    /// What is older than its retention, as far as no state has to be made from it again. An id is forgotten with its
-    /// event, so that the index does not hold anything back.
+    /// Remove what is too old. What cannot be removed now is tried again with the next file or minute: files that stay
+    /// are no reason to stop, as long as the log can be written.
     fn remove_old(&mut self, now_us: i64) -> Result<()> {
+        let removed = self.try_remove_old(now_us);
+        self.log.check()?;
+        self.stats.removal_failures += u64::from(removed.is_err());
+        self.stats.removal_failed = removed.err().map(|error| error.to_string());
+        Ok(())
+    }
+
+    /// What is older than its retention, as far as no state has to be made from it again and no event in it waits for
+    /// its model. An id is forgotten with its event, so that the index does not hold anything back.
+    fn try_remove_old(&mut self, now_us: i64) -> Result<()> {
         let oldest_snapshot = snapshot::list(self.disk.as_ref())?.first().copied();
         if let Some(sequence) = oldest_snapshot.filter(|&sequence| sequence >= self.trim_from) {
+            let undecided = self.pending.values().map(|pending| pending.after).min().unwrap_or(u64::MAX);
             // The segment with the snapshot's own commit stays: reading goes on from there.
-            self.log.trim(now_us, sequence)?;
+            self.log.trim(now_us, sequence.min(undecided))?;
         }
         let retain_us = self.plan.topics.iter().map(|topic| topic.retain_us).max().unwrap_or(0);
         self.ids.expire(now_us.saturating_sub(retain_us))?;
@@ -406,6 +417,7 @@ impl Core {
         self.stats.state_bytes = self.engine.state_bytes() as u64;
         self.stats.state_keys = self.engine.state_keys() as u64;
         self.stats.retained_events = self.engine.retained_events() as u64;
+        self.stats.reader_lags = self.engine.reader_lags();
         let ids = self.ids.stats();
         self.stats.ids = ids.ids;
         self.stats.ids_memory_bytes = ids.memory_bytes;

@@ -52,7 +52,8 @@ impl Core {
         }
         let score = no_score(batch.events.num_rows());
         let verdicts = self.deciders[policy].decide(&batch.case(&score))?;
-        let pending = Pending { policy, batch, waiters, told: Vec::new(), started_ns: 0, dry_run: true };
+        let (told, after) = (Vec::new(), u64::MAX);
+        let pending = Pending { policy, batch, after, waiters, told, started_ns: 0, dry_run: true };
         self.conclude_dry_run(cycle, pending, &score, verdicts)
     }
 

@@ -16,6 +16,8 @@ use crate::schema::Schema;
 pub(super) struct Pending {
     pub policy: usize,
     pub batch: Batch,
+    /// The newest commit before that of the events, which a start needs to close them; the greatest for a dry run.
+    pub after: u64,
     pub waiters: Queue,
     pub told: Vec<bool>,
     pub started_ns: u64,
@@ -44,7 +46,8 @@ impl Core {
         });
         let told = vec![false; batch.events.num_rows()];
         let started_ns = self.clock.monotonic_ns();
-        self.pending.insert(number, Pending { policy, batch, waiters, told, started_ns, dry_run });
+        let after = if dry_run { u64::MAX } else { self.log.last_sequence() };
+        self.pending.insert(number, Pending { policy, batch, after, waiters, told, started_ns, dry_run });
         Ok(Taken::Pending(number))
     }
 

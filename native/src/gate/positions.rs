@@ -10,7 +10,9 @@ use super::{Answer, Request, error_body};
 struct Position {
     consumer: String,
     topic: String,
-    offset: u64,
+    /// Null forgets the position.
+    #[serde(deserialize_with = "Option::deserialize")]
+    offset: Option<u64>,
 }
 
 impl Core {
@@ -18,20 +20,29 @@ impl Core {
     pub(super) fn note_position(&mut self, cycle: &mut Cycle, request: Request) {
         let (status, body) = match self.check_position(&request.body) {
             Ok(position) => {
-                self.log.note_position(&position.consumer, &position.topic, position.offset);
+                match position.offset {
+                    Some(offset) => self.log.note_position(&position.consumer, &position.topic, offset),
+                    None => self.log.forget_position(&position.consumer, &position.topic),
+                }
                 (200, serde_json::json!({"offset": position.offset}).to_string().into_bytes())
             }
-            Err(message) => (422, error_body("invalid_position", &message, None)),
+            Err(refusal) => (422, refusal),
         };
         cycle.answers.push(Answer::plain(request.handle, status, body));
     }
 
-    fn check_position(&self, body: &[u8]) -> Result<Position, String> {
+    /// The position, or the body of its refusal.
+    fn check_position(&self, body: &[u8]) -> Result<Position, Vec<u8>> {
+        let invalid = |message: &str| error_body("invalid_position", message, None);
         let position: Position = serde_json::from_slice(body)
-            .map_err(|_| "a position is an object with consumer, topic and offset".to_string())?;
-        self.log
-            .check_position(&position.consumer, &position.topic, position.offset)
-            .map_err(|e| e.to_string())?;
+            .map_err(|_| invalid("a position is an object with consumer, topic and offset"))?;
+        let Position { consumer, topic, offset } = &position;
+        if let Some(offset) = offset {
+            let checked = self.log.check_position(consumer, topic, *offset);
+            checked.map_err(|error| invalid(&error.to_string()))?;
+            let room = self.log.check_position_room(consumer, topic);
+            room.map_err(|error| error_body("too_many_positions", &error.to_string(), None))?;
+        }
         Ok(position)
     }
 }

@@ -16,7 +16,7 @@ use crate::decode::{Decoder, Limits};
 use crate::disk::Disk;
 use crate::engine::{LATE, null_columns};
 use crate::error::{Error, Result};
-use crate::follower::{Follower, Incomplete, Progress, as_defined};
+use crate::follower::{Follower, Incomplete, Progress, STATE_NOTE, as_defined, fingerprint};
 use crate::ids::{self, Ids};
 use crate::log::{self, Address, Catalog, Commit, Log, Reader, Recovery};
 use crate::memory;
@@ -67,6 +67,8 @@ impl Core {
         while follower.advance(1024, |commit| inserter.insert(&mut ids, commit))? > 0 {
             progress("reading the log", follower.sequence, last);
         }
+        // An event that retention has removed is nobody's to decide any more.
+        follower.undecided.retain(|_, address| log.keeps(Address(*address)));
         let mut passed_over = std::mem::take(&mut follower.passed_over);
         passed_over.extend(ids.damage().iter().map(ToString::to_string));
         let started = Started {
@@ -187,7 +189,7 @@ impl Core {
 /// What a segment has beyond a cycle's largest commit, for what is in flight: up to a quarter of it. The catalog may
 /// still grow, by consumers and by versions of policies.
 fn reserve_bytes(weights: &Weights, log: &Log) -> Result<usize> {
-    let (most, needed) = (log.append_bytes_max() as usize, weights.cycle_bytes_max() + weights.frame_bytes);
+    let (most, needed) = (log.append_bytes_max() as usize, weights.cycle_bytes_max() + weights.catalog_bytes);
     let left = most.checked_sub(needed).ok_or_else(|| {
         let message =
             format!("one commit may take {needed} bytes, and a segment of the log has room for {most}");
@@ -295,6 +297,7 @@ fn define_all(plan: &Plan, log: &mut Log) -> Result<(Vec<u32>, Vec<PolicyLog>, b
         });
         changed |= note(log, &format!("policy/{}/{}", policy.name, policy.version), &policy.definition);
     }
+    changed |= note(log, STATE_NOTE, &fingerprint(plan));
     changed |= log.catalog().schemas().len() > schemas;
     Ok((topics, policies, changed))
 }

@@ -49,11 +49,17 @@ pub struct Stats {
     pub state_keys: u64,
     pub retained_events: u64,
     pub state_full: u64,
+    /// For each topic that reads events which others keep or read too, how far it is behind them, in seconds; without a
+    /// value where it has had no event yet.
+    pub reader_lags: Vec<(String, Option<f64>)>,
     pub ids: u64,
     pub ids_memory_bytes: u64,
     pub pending: u64,
     pub log_sequence: u64,
     pub flush_us: u64,
+    pub removal_failures: u64,
+    /// Why old files could not be removed the last time, where that is so.
+    pub removal_failed: Option<String>,
     /// Why nothing is taken at present, where that is so.
     pub full: Option<String>,
     /// Why the gate has stopped, where it has.

@@ -24,6 +24,8 @@ pub(super) struct Weights {
     pub commit_bytes: usize,
     /// Beside rows: what a commit and its sections begin with, and consumers' positions.
     pub frame_bytes: usize,
+    /// By so many the catalog may grow, which every segment begins with: consumers and versions of policies.
+    pub catalog_bytes: usize,
     policies: Vec<Weight>,
     /// Of an event of each topic, beside its texts.
     topics: Vec<usize>,
@@ -59,6 +61,7 @@ impl Weights {
         Weights {
             cycle_bytes: part(10).min(3 << 19),
             commit_bytes: part(10).min(commit_bytes),
+            catalog_bytes: part(8).min(512 << 10),
             frame_bytes: part(64).min(256 << 10),
             row_bytes_max: row_bytes_max + limits.event_bytes + limits.text_bytes,
             limits,

@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 use super::columns::{Decoded, Fault};
 use crate::schema::{Field, Schema};
 
+/// What the keys of consumers' positions begin with.
+pub(super) const POSITION_PREFIX: &str = "consumer/";
+
 #[derive(Clone, Debug, Default)]
 pub struct Catalog {
     topics: Vec<Topic>,
@@ -187,7 +190,7 @@ impl Changes {
 }
 
 pub(super) fn position_key(consumer: &str, topic: &str) -> String {
-    format!("consumer/{consumer}/{topic}")
+    format!("{POSITION_PREFIX}{consumer}/{topic}")
 }
 
 fn unreadable(error: serde_json::Error) -> Fault {

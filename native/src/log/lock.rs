@@ -1,12 +1,13 @@
 //! One writer at a time: a lock on the data directory that ends with its process, whatever way that ends.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
+use crate::disk::create_folders;
 use crate::error::{Error, Result};
 
 /// Held as long as it lives.
@@ -29,19 +30,6 @@ pub fn lock(root: &Path) -> Result<Lock> {
     }
     file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(failed)?;
     Ok(Lock { _file: file })
-}
-
-/// Each new folder's name is on disk before anything in it counts.
-fn create_folders(path: &Path) -> io::Result<()> {
-    if path.is_dir() {
-        return Ok(());
-    }
-    let parent = path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
-    create_folders(parent)?;
-    match fs::create_dir(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        _ => File::open(parent)?.sync_all(),
-    }
 }
 
 fn read_pid(file: &mut File) -> Option<u32> {

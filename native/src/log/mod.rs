@@ -42,4 +42,4 @@ pub use reader::{Reader, first_sequence, newest_catalog, seek_offset, seek_seque
 pub use runs::Runs;
 pub use settings::Settings;
 pub use verify::{Damage, Report, verify};
-pub use writer::{Committed, Log, Recovery, Trimmed};
+pub use writer::{Committed, Log, POSITIONS_MAX, Recovery, Trimmed};

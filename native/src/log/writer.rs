@@ -1,5 +1,6 @@
 //! The one writer of a log.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -23,6 +24,10 @@ use crate::schema::Schema;
 /// Kept free at a segment's end for the epochs of restarts, so that a full disk does not prevent one.
 const RESERVE_BYTES: u64 = 4096;
 const FLUSHES_TIMED: usize = 5;
+/// Positions of consumers at most: each segment begins with all of them, and they must leave it its room for rows.
+pub const POSITIONS_MAX: usize = 1_000;
+/// What a position takes in the catalog beside its key, at most: its offset and the marks of JSON.
+const POSITION_BYTES: usize = 32;
 
 /// What `open` found and did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,6 +207,44 @@ impl Log {
         self.note(&catalog::position_key(consumer, topic), Some(&offset.to_string()));
     }
 
+    /// Forget how far a consumer has come in a topic, with the next append.
+    pub fn forget_position(&mut self, consumer: &str, topic: &str) {
+        let key = catalog::position_key(consumer, topic);
+        if self.catalog.notes().contains_key(&key) || self.pending.notes.contains_key(&key) {
+            self.note(&key, None);
+        }
+    }
+
+    /// Whether there is room for a consumer's position: those that are known may always move.
+    pub fn check_position_room(&self, consumer: &str, topic: &str) -> Result<()> {
+        let key = catalog::position_key(consumer, topic);
+        let known = match self.pending.notes.get(&key) {
+            Some(text) => text.is_some(),
+            None => self.catalog.notes().contains_key(&key),
+        };
+        if known {
+            return Ok(());
+        }
+        let count = self.positions().count();
+        let bytes: usize = self.positions().chain([&key]).map(|key| key.len() + POSITION_BYTES).sum();
+        let most = self.segment.bytes.min(self.settings.segment_bytes) / 8;
+        match count < POSITIONS_MAX && bytes as u64 <= most {
+            true => Ok(()),
+            false => Err(Error::invalid_with(
+                format!("the log has {count} positions of consumers, and takes no more"),
+                "forget a consumer that is gone: penstock consumers --forget NAME",
+            )),
+        }
+    }
+
+    /// The keys of the positions, those of the next append included.
+    fn positions(&self) -> impl Iterator<Item = &String> {
+        let pending = &self.pending.notes;
+        let kept = self.catalog.notes().keys().filter(|key| !pending.contains_key(*key));
+        let coming = pending.iter().filter(|(_, text)| text.is_some()).map(|(key, _)| key);
+        kept.chain(coming).filter(|key| key.starts_with(catalog::POSITION_PREFIX))
+    }
+
     /// Whether a position can be one: a topic of this log, and no offset beyond its next.
     pub fn check_position(&self, consumer: &str, topic: &str, offset: u64) -> Result<()> {
         let allowed = |char: char| char.is_ascii_alphanumeric() || matches!(char, '_' | '-' | '.');
@@ -350,7 +393,14 @@ impl Log {
         address.segment() + self.segments.len() as u64 > self.segment.number as u64
     }
 
+    /// Whether the log can still be used: an error after a failed write or sync.
+    pub fn check(&self) -> Result<()> {
+        self.health.check()
+    }
+
     /// Remove the oldest segments that retention does not keep, none with a sequence from `keep_from_sequence` on.
+    ///
+    /// A file that cannot be removed stays, and the log goes on: the next call tries again.
     pub fn trim(&mut self, now_us: i64, keep_from_sequence: u64) -> Result<Trimmed> {
         self.health.check()?;
         let mut trimmed = Trimmed::default();
@@ -359,11 +409,11 @@ impl Log {
             && (self.too_large() || self.too_old(next, now_us)?)
         {
             // One at a time, oldest first: a crash must not leave a gap.
-            let removed =
-                self.disk.remove(&segment::path(oldest)).and_then(|()| self.disk.sync_folder(FOLDER));
-            let removed = removed
-                .map_err(|error| Error::io(format!("could not remove {}", segment::path(oldest)), error));
-            self.health.watch(removed)?;
+            let failed = |error| Error::io(format!("could not remove {}", segment::path(oldest)), error);
+            match self.disk.remove(&segment::path(oldest)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+                _ => self.health.watch(self.disk.sync_folder(FOLDER).map_err(failed))?,
+            }
             self.segments.remove(0);
             self.files.forget(oldest);
             trimmed.segments += 1;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use penstock_native::disk::{Disk, MemoryDisk, Mode, RealDisk};
 use penstock_native::error::Error;
 use penstock_native::log::{
-    Flush, Log, Reader, Section, Settings, lock, seek_offset, seek_sequence, seek_time, verify,
+    Flush, Log, POSITIONS_MAX, Reader, Section, Settings, lock, seek_offset, seek_sequence, seek_time, verify,
 };
 use penstock_native::schema::{Field, Schema, Type};
 
@@ -473,4 +473,56 @@ fn test_a_log_and_its_readers_can_be_used_from_any_thread() {
     check::<Log>();
     check::<Reader>();
     check::<Flush>();
+}
+
+/// A log with as many positions as it takes, and how many those are.
+fn log_full_of_positions(disk: &Arc<dyn Disk>, settings: &Settings) -> (Log, usize) {
+    let (mut log, _) = open(disk, settings);
+    append(&mut log, "events", &[1]);
+    for number in 0.. {
+        let consumer = format!("{number:0>100}");
+        log.check_position(&consumer, "events", 1).unwrap();
+        if log.check_position_room(&consumer, "events").is_err() {
+            return (log, number);
+        }
+        log.note_position(&consumer, "events", 1);
+        if number % 3 == 2 {
+            log.append(&[], NOW_US).unwrap();
+        }
+    }
+    unreachable!("the positions have no bound");
+}
+
+#[test]
+fn test_the_positions_of_consumers_are_bounded_and_leave_segments_their_room() {
+    for (segment_bytes, most) in [(8192, 6), (1 << 20, 885), (8 << 20, POSITIONS_MAX)] {
+        on_every_disk(|disk| {
+            let settings = Settings { segment_bytes, ..small() };
+            let (mut log, count) = log_full_of_positions(&disk, &settings);
+            assert_eq!(count, most);
+            let new = "n".repeat(100);
+            let words = log.check_position_room(&new, "events").unwrap_err().to_string();
+            assert!(words.contains(&format!("{most} positions")) && words.contains("--forget"), "{words}");
+            if log.has_changes() {
+                log.append(&[], NOW_US).unwrap();
+            }
+            // Known ones move, in this segment and in the next ones, beside rows.
+            let known = format!("{:0>100}", 0);
+            for next in 2..400 {
+                log.check_position_room(&known, "events").unwrap();
+                log.note_position(&known, "events", 1);
+                log.room(1000).unwrap();
+                append(&mut log, "events", &[next; 20]);
+            }
+            // One that is forgotten makes room, already before the commit that says so.
+            log.forget_position(&known, "events");
+            log.check_position_room(&new, "events").unwrap();
+            log.append(&[], NOW_US).unwrap();
+            assert_eq!(log.catalog().position(&known, "events"), None);
+            log.close().unwrap();
+            let (log, _) = open(&disk, &settings);
+            assert_eq!(log.catalog().position(&known, "events"), None);
+            assert_eq!(log.catalog().position(&format!("{:0>100}", 1), "events"), Some(1));
+        });
+    }
 }

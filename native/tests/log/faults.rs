@@ -368,6 +368,36 @@ fn test_a_failed_sync_elsewhere_stops_the_log() {
     assert_eq!(log.durable(), 2, "the epoch");
 }
 
+#[test]
+fn test_a_file_that_cannot_be_removed_stays_and_the_log_goes_on() {
+    let disk = MemoryDisk::new();
+    let settings = Settings { retention_bytes: Some(4096), ..tiny() };
+    let (mut log, _) = open(&shared(&disk), &settings);
+    for next in 0..400 {
+        log.room(500).unwrap();
+        append(&mut log, "events", &[next]);
+    }
+    log.sync().unwrap();
+    let before = segments(&disk).len();
+    disk.fail(Call::Remove, 2, ErrorKind::PermissionDenied);
+    let words = log.trim(NOW_US, u64::MAX).unwrap_err().to_string();
+    assert!(words.contains("could not remove log/"), "{words}");
+    assert_eq!(segments(&disk).len(), before - 1);
+    append(&mut log, "events", &[400]);
+    log.sync().unwrap();
+    assert_eq!(log.trim(NOW_US, u64::MAX).unwrap().segments as usize, before - 2);
+    let found = read_ids(&shared(&disk), None);
+    assert_eq!(found, (found[0]..=400).collect::<Vec<i64>>());
+    // Whether a removal is durable is another matter: after a sync that failed nothing is tried again.
+    for next in 401..600 {
+        log.room(500).unwrap();
+        append(&mut log, "events", &[next]);
+    }
+    disk.fail(Call::SyncFolder, 1, ErrorKind::Other);
+    assert!(log.trim(NOW_US, u64::MAX).is_err());
+    assert!(log.check().is_err());
+}
+
 /// Appends and syncs until something fails; returns what was acknowledged.
 fn work(disk: &MemoryDisk, acknowledged: &mut i64) -> Result<()> {
     let (mut log, _) = Log::open(shared(disk), tiny(), NOW_US)?;

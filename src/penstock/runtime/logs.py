@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 FOLLOW_S = 0.2
 NEWEST = 10
+# What the keys of positions among the catalog's notes begin with.
+POSITION = "consumer/"
 COMMIT_S = 10
 
 
@@ -32,8 +34,25 @@ def read_catalog(data: Path) -> dict[str, Any]:
 
 def read_position(catalog: dict[str, Any], consumer: str, topic: str) -> int | None:
     """The offset at which a consumer goes on in a topic; None where it has not committed one."""
-    text = catalog["notes"].get(f"consumer/{consumer}/{topic}")
+    text = catalog["notes"].get(f"{POSITION}{consumer}/{topic}")
     return None if text is None else int(text)
+
+
+def read_positions(catalog: dict[str, Any]) -> list[tuple[str, str, int]]:
+    """Every consumer with each of its topics and the offset at which it goes on there."""
+    keys = [key for key in catalog["notes"] if key.startswith(POSITION)]
+    places = [key.removeprefix(POSITION).split("/", 1) for key in keys]
+    return [(name, topic, int(catalog["notes"][key])) for key, (name, topic) in zip(keys, places, strict=True)]
+
+
+def forget_consumer(data: Path, name: str, *, url: str) -> int:
+    """Remove all positions of a consumer; how many there were. Raises `InputError` where there are none."""
+    topics = [topic for consumer, topic, _ in read_positions(read_catalog(data)) if consumer == name]
+    if not topics:
+        raise InputError(f'the log in {data} has no consumer "{name}"', hint="penstock consumers lists them")
+    for topic in topics:
+        _commit_position(data, name, topic, None, url=url)
+    return len(topics)
 
 
 class Consumer:
@@ -51,28 +70,32 @@ class Consumer:
         """Remember that the rows before an offset are done: by the service that writes the log, or without one."""
         if offset == self.position:
             return
-        try:
-            lock = _native.Lock(str(self.data))
-        except LockedError:
-            self._ask_service(offset)
-        else:
-            _native.commit_position(str(self.data), self.name, self.topic, offset, time.time_ns() // 1_000)
-            del lock
+        _commit_position(self.data, self.name, self.topic, offset, url=self.url)
         self.position = offset
 
-    def _ask_service(self, offset: int) -> None:
-        body = {"consumer": self.name, "topic": self.topic, "offset": offset}
-        request = urllib.request.Request(
-            f"{self.url}/v1/positions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        try:
-            urllib.request.urlopen(request, timeout=COMMIT_S).close()
-        except urllib.error.HTTPError as error:
-            raise InputError(f"the service refused the position: {json.load(error)['error']['message']}") from None
-        except OSError:
-            raise InputError(
-                f"the service of {self.data} does not answer at {self.url}", hint="give its --host and --port"
-            ) from None
+
+def _commit_position(data: Path, consumer: str, topic: str, offset: int | None, *, url: str) -> None:
+    try:
+        lock = _native.Lock(str(data))
+    except LockedError:
+        _ask_service(data, {"consumer": consumer, "topic": topic, "offset": offset}, url=url)
+    else:
+        _native.commit_position(str(data), consumer, topic, offset, time.time_ns() // 1_000)
+        del lock
+
+
+def _ask_service(data: Path, position: dict[str, Any], *, url: str) -> None:
+    request = urllib.request.Request(
+        f"{url}/v1/positions", json.dumps(position).encode(), {"Content-Type": "application/json"}
+    )
+    try:
+        urllib.request.urlopen(request, timeout=COMMIT_S).close()
+    except urllib.error.HTTPError as error:
+        raise InputError(f"the service refused the position: {json.load(error)['error']['message']}") from None
+    except OSError:
+        raise InputError(
+            f"the service of {data} does not answer at {url}", hint="give its --host and --port"
+        ) from None
 
 
 def tail_rows(

@@ -71,8 +71,10 @@ class Gate(Protocol):
     def stats(self) -> bytes:
         """The core's numbers as one JSON object, from a copy that no work holds locked.
 
-        Readiness reads `beat` (rises with each cycle), `state_bytes` of `state_bytes_max`, `full`
-        (why nothing is taken at present, or null) and `failed` (why the core has ended, or null).
+        Readiness reads `beat` (rises with each cycle), `state_bytes` of `state_bytes_max`,
+        `reader_lags` (topics with seconds or null), `log_sequence`, `full` (why nothing is taken at
+        present, or null), `removal_failed` (why old files stay, or null) and `failed` (why the core
+        has ended, or null).
         A histogram is `{"bounds": [...], "counts": [...], "sum": x}`, one count more than bounds.
         """
         ...

@@ -11,18 +11,22 @@ from time import monotonic_ns
 from typing import Any
 
 from penstock.runtime.models import Models
+from penstock.runtime.snapshots import Snapshots
 from penstock.serve.answers import error_body
 from penstock.serve.http import Door
 
 WARN_FROM = 0.8
+# A topic so far behind those whose events it reads is named where the state is large.
+HOLDS_FROM_S = 3_600.0
 
 
 class Health:
     """`GET /healthz` and `GET /readyz`."""
 
-    def __init__(self, *, door: Door, models: Models) -> None:
+    def __init__(self, *, door: Door, models: Models, snapshots: Snapshots) -> None:
         self._door = door
         self._models = models
+        self._snapshots = snapshots
         self._beat = -1
         self._moved_ns = monotonic_ns()
 
@@ -34,7 +38,8 @@ class Health:
         reasons = list(self._reasons(stats))
         if reasons:
             return 503, error_body("not_ready", "; ".join(reasons), reasons=reasons), 0
-        return 200, json.dumps({"ready": True, "warnings": list(warnings(stats))}).encode(), 0
+        warnings = [*state_warnings(stats), *self._warnings(stats)]
+        return 200, json.dumps({"ready": True, "warnings": warnings}).encode(), 0
 
     def watch(self, now_ns: int) -> None:
         """Notice whether the core moves; called with every tick."""
@@ -67,9 +72,21 @@ class Health:
                 yield f'model "{worker.spec.name}" is not up'
 
 
-def warnings(stats: dict[str, Any]) -> Iterator[str]:
+    def _warnings(self, stats: dict[str, Any]) -> Iterator[str]:
+        yield from self._snapshots.warnings(stats["log_sequence"])
+        if stats["removal_failed"] is not None:
+            yield f"old files stay for now: {stats['removal_failed']}"
+
+
+def state_warnings(stats: dict[str, Any]) -> Iterator[str]:
+    """How full the state is and, where that is much, which topics keep it from freeing events."""
     size, limit = stats["state_bytes"], stats["state_bytes_max"]
-    if 0 < limit <= size:
-        yield "the state is full: new keys get the fallback"
-    elif limit and size >= WARN_FROM * limit:
-        yield f"the state is {size / limit:.0%} full"
+    if not limit or size < WARN_FROM * limit:
+        return
+    full = "the state is full: new keys get the fallback"
+    yield full if size >= limit else f"the state is {size / limit:.0%} full"
+    for topic, lag_s in stats["reader_lags"]:
+        if lag_s is None:
+            yield f'topic "{topic}" has had no event: what it reads is kept for it'
+        elif lag_s > HOLDS_FROM_S:
+            yield f'topic "{topic}" is {lag_s / 3600:,.1f} h behind: what it reads is kept for it'

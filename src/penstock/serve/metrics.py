@@ -6,13 +6,15 @@ lines, and every caller would wait for it. Its parser is what the tests read the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
 from penstock.runtime.models import Models
+from penstock.runtime.snapshots import Snapshots
 from penstock.serve.answers import TEXT
-from penstock.serve.health import warnings
+from penstock.serve.health import state_warnings
 from penstock.serve.http import Door
 from penstock.serve.routes import LATENCY_BOUNDS_S, Route, Routes
 
@@ -47,6 +49,14 @@ CORE = {
         "state_full_total",
         "Events that got the fallback because the state was full.",
     ),
+    "reader_lags": (
+        "reader_lag_seconds",
+        "How far a topic is behind others whose events it reads; they are kept for it.",
+    ),
+    "removal_failures": (
+        "removal_failures_total",
+        "Times that files beyond their retention could not be removed.",
+    ),
     "ids": ("ids", "Ids that are known."),
     "ids_memory_bytes": ("ids_memory_bytes", "Memory of the index of ids."),
     "pending": ("pending_decisions", "Decisions that wait for a model."),
@@ -58,10 +68,13 @@ CORE = {
 class Metrics:
     """`GET /metrics`."""
 
-    def __init__(self, *, door: Door, routes: Routes, models: Models) -> None:
+    def __init__(
+        self, *, door: Door, routes: Routes, models: Models, snapshots: Snapshots
+    ) -> None:
         self._door = door
         self._routes = routes
         self._models = models
+        self._snapshots = snapshots
 
     def page(self) -> tuple[int, bytes, int]:
         lines = [line for family in self._families() for line in family]
@@ -73,7 +86,8 @@ class Metrics:
         yield from self._model_families()
         stats = self._door.relay.core_stats()
         yield from core_families(stats)
-        warned = [("", "", len(list(warnings(stats))))]
+        yield from self._snapshot_families()
+        warned = [("", "", int(any(state_warnings(stats))))]
         yield family("state_warning", "gauge", "1 from 80 % of the state's limit on.", warned)
 
     def _door_families(self) -> Iterator[Iterable[str]]:
@@ -127,12 +141,29 @@ class Metrics:
         yield family("model_up", "gauge", "1 while a model's process takes batches.", up)
 
 
+    def _snapshot_families(self) -> Iterator[Iterable[str]]:
+        snapshots = self._snapshots
+        starts = [("", "", snapshots.starts)]
+        yield family("snapshotter_starts_total", "counter", "Starts of the snapshotter.", starts)
+        results = [("", f'{{result="{name}"}}', n) for name, n in snapshots.results.items()]
+        text = "Snapshots written, failed, and not kept because the state differed."
+        yield family("snapshots_total", "counter", text, results)
+        sequence = [("", "", snapshots.sequence)]
+        text = "The commit that the newest snapshot is as of."
+        yield family("snapshot_sequence", "gauge", text, sequence)
+        age_s = snapshots.age_s()
+        ages = [] if age_s is None else [("", "", age_s)]
+        yield family("snapshot_age_seconds", "gauge", "Age of the newest snapshot.", ages)
+
+
 def core_families(stats: dict[str, Any]) -> Iterator[Iterable[str]]:
     """The core's numbers; one that is not listed here is shown as a gauge under its own name."""
     for name, value in stats.items():
         shown, text = CORE.get(name, (name, f"The core's {name.replace('_', ' ')}."))
         if name == "decisions":
             yield family(shown, "counter", text, decisions(value))
+        elif name == "reader_lags":
+            yield family(shown, "gauge", text, lags(value))
         elif isinstance(value, dict):
             samples = histogram("", value["bounds"], value["counts"], value["sum"])
             yield family(shown, "histogram", text, samples)
@@ -144,6 +175,11 @@ def core_families(stats: dict[str, Any]) -> Iterator[Iterable[str]]:
 def decisions(counts: Iterable[tuple[str, str, int]]) -> Iterator[Sample]:
     for policy, outcome, number in counts:
         yield "", f'{{policy="{policy}",outcome="{escaped(outcome)}"}}', number
+
+
+def lags(topics: Iterable[tuple[str, float | None]]) -> Iterator[Sample]:
+    for topic, lag_s in topics:
+        yield "", f'{{topic="{topic}"}}', math.inf if lag_s is None else lag_s
 
 
 def escaped(value: str) -> str:

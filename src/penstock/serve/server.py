@@ -20,6 +20,7 @@ from time import monotonic, monotonic_ns, time
 
 from penstock.errors import PenstockError, SettingsError
 from penstock.runtime.models import PROGRAM, ModelLimits, Models
+from penstock.runtime.snapshots import Snapshots
 from penstock.serve.answers import Answers
 from penstock.serve.core import Gate
 from penstock.serve.health import Health
@@ -47,6 +48,7 @@ def run(
     doors: Doors,
     settings: DoorSettings,
     *,
+    snapshots: Snapshots,
     listening: Listening | None = None,
     model_program: Sequence[str] = PROGRAM,
 ) -> None:
@@ -57,7 +59,9 @@ def run(
         # What was made by now stays: a collection that walks it would hold every answer back.
         gc.collect()
         gc.freeze()
-        runner.run(serve(core, doors, settings, listening=listening, model_program=model_program))
+        runner.run(
+            serve(core, doors, settings, snapshots=snapshots, listening=listening, model_program=model_program)
+        )
 
 
 async def serve(
@@ -65,6 +69,7 @@ async def serve(
     doors: Doors,
     settings: DoorSettings,
     *,
+    snapshots: Snapshots,
     listening: Listening | None = None,
     stop: asyncio.Event | None = None,
     model_program: Sequence[str] = PROGRAM,
@@ -78,7 +83,7 @@ async def serve(
     check_loopback(settings.host)
     connections_max = allow_connections(settings.connections_max)
     settings = replace(settings, connections_max=connections_max)
-    server = Server(core, doors, settings, model_program)
+    server = Server(core, doors, settings, snapshots, model_program)
     with stop_signals(stop) as (stop, hurry):
         await server.live(listening or _nobody, stop=stop, hurry=hurry)
 
@@ -87,7 +92,12 @@ class Server:
     """The parts of the doors, and their common life."""
 
     def __init__(
-        self, core: Gate, doors: Doors, settings: DoorSettings, model_program: Sequence[str]
+        self,
+        core: Gate,
+        doors: Doors,
+        settings: DoorSettings,
+        snapshots: Snapshots,
+        model_program: Sequence[str],
     ) -> None:
         routes = Routes(doors, settings)
         limits = ModelLimits(
@@ -99,8 +109,10 @@ class Server:
         self._relay = relay = Relay(core, routes, settings, self._answers)
         self._models = Models(doors.models, limits, scored=relay.scored, program=model_program)
         self._door = Door(settings, routes=routes, relay=relay)
-        self._health = Health(door=self._door, models=self._models)
-        metrics = Metrics(door=self._door, routes=routes, models=self._models)
+        self._health = Health(door=self._door, models=self._models, snapshots=snapshots)
+        metrics = Metrics(
+            door=self._door, routes=routes, models=self._models, snapshots=snapshots
+        )
         self._door.pages = {
             routes.metrics: metrics.page,
             routes.healthz: self._health.alive,

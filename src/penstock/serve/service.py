@@ -17,6 +17,7 @@ from penstock.runtime.app import load_app
 from penstock.runtime.followers import Follower
 from penstock.runtime.models import PROGRAM, ModelSpec
 from penstock.runtime.plan import Plan, compile_plan
+from penstock.runtime.snapshots import Snapshots
 from penstock.serve.server import run
 from penstock.serve.settings import Doors, DoorSettings, PolicyDoor, TopicDoor, check_loopback
 from penstock.settings import Settings, url
@@ -51,7 +52,8 @@ class Service:
         lock = _native.Lock(str(data))
         gate = _native.Gate(self.plan.to_json(), str(data), core_settings(self.settings), progress)
         self.report(json.loads(gate.started), say)
-        snapshotter = self.snapshotter()
+        snapshots = Snapshots(self.settings["snapshot_every"] / 1e6)
+        snapshotter = self.snapshotter(snapshots)
         snapshotter.start()
 
         def listening(host: str, port: int) -> None:
@@ -59,7 +61,14 @@ class Service:
 
         try:
             program = (*PROGRAM, "json") if self.settings["diagnostics"] == "json" else PROGRAM
-            run(gate, self.doors(), door_settings(self.settings), listening=listening, model_program=program)
+            run(
+                gate,
+                self.doors(),
+                door_settings(self.settings),
+                snapshots=snapshots,
+                listening=listening,
+                model_program=program,
+            )
         finally:
             snapshotter.stop()
             del lock
@@ -99,10 +108,10 @@ class Service:
                 duration_text(max(spans)),
             )
 
-    def snapshotter(self) -> Follower:
+    def snapshotter(self, snapshots: Snapshots) -> Follower:
         settings = self.settings
         arguments = [str(settings["data"]), str(settings["snapshot_every"]), settings["diagnostics"], settings["level"]]
-        return Follower("penstock.runtime.snapshotter", arguments, self.plan.to_json())
+        return Follower("penstock.runtime.snapshotter", arguments, self.plan.to_json(), hear=snapshots.hear)
 
     def doors(self) -> Doors:
         document = self.plan.document
