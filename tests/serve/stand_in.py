@@ -82,7 +82,7 @@ class StandIn:
     def overload(self, target: int, body: bytes, took_ns: int, /) -> tuple[int, bytes]:
         if not body.startswith(b"{"):
             return 422, b'{"error": {"code": "invalid_event", "message": "it is no event"}}'
-        return 200, json.dumps({"timed_out": True, "cause": "overload", "of": target}).encode()
+        return 200, json.dumps({"timed_out": False, "cause": "overload", "of": target}).encode()
 
     def stats(self) -> bytes:
         return json.dumps(

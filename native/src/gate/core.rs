@@ -548,7 +548,7 @@ impl Core {
         let kind = self.plan.timeouts_schema(policy).fields[0].kind;
         answer::write_value(&mut id, table.column(0), kind, row);
         let mut body = Vec::new();
-        answer::write_fallback(&mut body, &id, text(2), text(3), Some(text(4)));
+        answer::write_fallback(&mut body, &id, text(2), text(3), text(4));
         Ok(Some(body))
     }
 
@@ -631,17 +631,15 @@ impl Core {
             (None, Some(decision)) => (decision, None),
             (None, None) => return Ok(Some((404, error_body("pending", "it is not decided yet", None)))),
         };
-        answer::finish(&mut body, 0);
-        body.pop();
         body.extend_from_slice(b",\"late_decision\":");
         match late {
             None => body.extend_from_slice(b"null"),
             Some(mut decision) => {
-                answer::finish(&mut decision, 0);
+                answer::close(&mut decision);
                 body.extend_from_slice(&decision);
             }
         }
-        body.push(b'}');
+        answer::close(&mut body);
         Ok(Some((200, body)))
     }
 
@@ -759,7 +757,7 @@ impl Core {
             cycle.finish(waiter, Words::Row { table: number, row }, None);
         }
         let schema = self.policies[pending.policy].decisions;
-        let extra = Extra { dry_run: true, ..Extra::default() };
+        let extra = Extra { dry_run: true };
         cycle.decided.push(Decided { schema, table, extra });
         Ok(())
     }
@@ -1152,7 +1150,7 @@ pub(super) fn fallback_body(plan: &Plan, policy: usize, events: &RecordBatch, ro
     answer::write_value(&mut id, events.column(topic.id), topic.fields[topic.id].kind, row);
     let mut body = Vec::new();
     let about = &plan.policies[policy];
-    answer::write_fallback(&mut body, &id, &about.fallback, &about.version, Some("deadline"));
+    answer::write_fallback(&mut body, &id, &about.fallback, &about.version, answer::DEADLINE);
     body
 }
 
