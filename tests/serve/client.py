@@ -16,7 +16,7 @@ import uvloop
 
 from penstock.runtime.models import PROGRAM
 from penstock.serve.core import Gate
-from penstock.serve.server import serve
+from penstock.serve.server import Steps, serve
 from penstock.serve.settings import Doors, DoorSettings, PolicyDoor, TopicDoor
 
 # Long enough for a loaded machine; nothing that works waits for it.
@@ -150,7 +150,7 @@ def running(
             core,
             doors,
             DoorSettings(**{"port": 0, **settings}),
-            listening=listening,
+            steps=Steps(listening),
             stop=stop,
             model_program=program,
         )

@@ -116,7 +116,7 @@ def serving(service: Service, **settings: Any) -> Iterator[Running]:
 
 
 def models_up(door: Running) -> None:
-    eventually(lambda: door.ask(get("/readyz")).status == 200)
+    eventually(lambda: b'penstock_model_up{model="risk"} 1\n' in door.ask(get("/metrics")).body)
 
 
 def told(answer: Answer) -> dict[str, Any]:

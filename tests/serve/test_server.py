@@ -188,7 +188,7 @@ def test_a_core_that_says_it_has_failed_ends_the_doors(core: StandIn) -> None:
 PROGRAM = """
 import sys
 sys.path[:0] = sys.argv[1:]
-from penstock.serve.server import run
+from penstock.serve.server import Steps, run
 from penstock.serve.settings import Doors, DoorSettings, PolicyDoor
 from serve.stand_in import StandIn
 
@@ -202,7 +202,7 @@ def listening(host, port):
 
 core = StandIn(slowly)
 doors = Doors(policies=(PolicyDoor("authorise", 0, within_s=30.0),))
-run(core, doors, DoorSettings(port=0), listening=listening)
+run(core, doors, DoorSettings(port=0), steps=Steps(listening))
 print("ended in order" if core.stopped else "core left", flush=True)
 """
 

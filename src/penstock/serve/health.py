@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from time import monotonic_ns
 from typing import Any
 
-from penstock.runtime.models import Models
+from penstock.runtime.models import Models, Worker
 from penstock.serve.answers import error_body
 from penstock.serve.http import Door
 
@@ -34,7 +34,8 @@ class Health:
         reasons = list(self._reasons(stats))
         if reasons:
             return 503, error_body("not_ready", "; ".join(reasons), reasons=reasons), 0
-        return 200, json.dumps({"ready": True, "warnings": list(warnings(stats))}).encode(), 0
+        warned = [*warnings(stats), *self._model_warnings()]
+        return 200, json.dumps({"ready": True, "warnings": warned}).encode(), 0
 
     def watch(self, now_ns: int) -> None:
         """Notice whether the core moves; called with every tick."""
@@ -63,8 +64,18 @@ class Health:
         if stats["full"] is not None:
             yield f"nothing is taken at present: {stats['full']}"
         for worker in self._models.workers:
-            if not worker.ready:
-                yield f'model "{worker.spec.name}" is not up'
+            if not worker.proven:
+                yield trouble(worker)
+
+    def _model_warnings(self) -> Iterator[str]:
+        """One that has been up is started again meanwhile: its policies have their fallback, others need it not."""
+        for worker in self._models.workers:
+            if worker.proven and not worker.ready:
+                yield trouble(worker)
+
+
+def trouble(worker: Worker) -> str:
+    return f'model "{worker.spec.name}" is not up: {worker.trouble}'
 
 
 def warnings(stats: dict[str, Any]) -> Iterator[str]:

@@ -14,14 +14,14 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from time import monotonic, monotonic_ns, time
 
 from penstock.errors import PenstockError, SettingsError
-from penstock.runtime.models import PROGRAM, ModelLimits, Models
+from penstock.runtime.models import PROGRAM, ModelLimits, Models, Worker
 from penstock.serve.answers import Answers
 from penstock.serve.core import Gate
-from penstock.serve.health import Health
+from penstock.serve.health import Health, trouble
 from penstock.serve.http import Door
 from penstock.serve.metrics import Metrics
 from penstock.serve.relay import Relay
@@ -38,12 +38,21 @@ LAST_WRITES_S = 1.0
 # What the process opens beside its connections: the log's files, the models' sockets, the rest.
 OTHER_FILES = 512
 
-Listening = Callable[[str, int], None]
+@dataclass(frozen=True)
+class Steps:
+    """Who hears how the start goes: `listening` once calls are taken (host and port), then `ready` once all models
+    have come up, as `/readyz` says too. Until then `waiting` hears of each model that did not: which, and why.
+    """
+
+    listening: Callable[[str, int], None] = lambda host, port: None
+    waiting: Callable[[str], None] = lambda reason: None
+    ready: Callable[[], None] = lambda: None
 
 
-def run(
-    core: Gate, doors: Doors, settings: DoorSettings, *, listening: Listening | None = None
-) -> None:
+UNHEARD = Steps()
+
+
+def run(core: Gate, doors: Doors, settings: DoorSettings, *, steps: Steps = UNHEARD) -> None:
     """Serve until a signal, as this process's main task."""
     import uvloop
 
@@ -51,7 +60,7 @@ def run(
         # What was made by now stays: a collection that walks it would hold every answer back.
         gc.collect()
         gc.freeze()
-        runner.run(serve(core, doors, settings, listening=listening))
+        runner.run(serve(core, doors, settings, steps=steps))
 
 
 async def serve(
@@ -59,29 +68,33 @@ async def serve(
     doors: Doors,
     settings: DoorSettings,
     *,
-    listening: Listening | None = None,
+    steps: Steps = UNHEARD,
     stop: asyncio.Event | None = None,
     model_program: Sequence[str] = PROGRAM,
 ) -> None:
     """Answer HTTP until SIGTERM or SIGINT, then end in order; a second signal waits for no answers.
 
-    `listening` is called with host and port once calls are taken. Where `stop` is given it ends the
-    doors, and signals are left alone. Raises `SettingsError` for an address that cannot be listened
-    on, and what the core raised if it was lost.
+    Where `stop` is given it ends the doors, and signals are left alone. Raises `SettingsError` for
+    an address that cannot be listened on, and what the core raised if it was lost.
     """
     check_loopback(settings.host)
     connections_max = allow_connections(settings.connections_max)
     settings = replace(settings, connections_max=connections_max)
-    server = Server(core, doors, settings, model_program)
+    server = Server(core, doors, settings, steps, model_program)
     with stop_signals(stop) as (stop, hurry):
-        await server.live(listening or _nobody, stop=stop, hurry=hurry)
+        await server.live(stop=stop, hurry=hurry)
 
 
 class Server:
     """The parts of the doors, and their common life."""
 
     def __init__(
-        self, core: Gate, doors: Doors, settings: DoorSettings, model_program: Sequence[str]
+        self,
+        core: Gate,
+        doors: Doors,
+        settings: DoorSettings,
+        steps: Steps,
+        model_program: Sequence[str],
     ) -> None:
         routes = Routes(doors, settings)
         limits = ModelLimits(
@@ -89,9 +102,13 @@ class Server:
         )
         self._core = core
         self._settings = settings
+        self._steps = steps
+        self._ready = False
         self._answers = Answers()
         self._relay = relay = Relay(core, routes, settings, self._answers)
-        self._models = Models(doors.models, limits, scored=relay.scored, program=model_program)
+        self._models = Models(
+            doors.models, limits, scored=relay.scored, moved=self._hear_model, program=model_program
+        )
         self._door = Door(settings, routes=routes, relay=relay)
         self._health = Health(door=self._door, models=self._models)
         metrics = Metrics(door=self._door, routes=routes, models=self._models)
@@ -106,14 +123,14 @@ class Server:
         )
         self._ticking: asyncio.TimerHandle | None = None
 
-    async def live(
-        self, listening: Listening, *, stop: asyncio.Event, hurry: asyncio.Event
-    ) -> None:
+    async def live(self, *, stop: asyncio.Event, hurry: asyncio.Event) -> None:
         listener = await self._bind()
         try:
             self._open(stop)
             await listener.start_serving()
-            listening(*listener.sockets[0].getsockname()[:2])
+            self._steps.listening(*listener.sockets[0].getsockname()[:2])
+            self._models.start()
+            self._say_ready()
             await stop.wait()
             listener.close()
             await self._drain(hurry)
@@ -137,8 +154,18 @@ class Server:
     def _open(self, stop: asyncio.Event) -> None:
         self._relay.open(self._core.start(), self._models.score)
         self._relay.failed.add_done_callback(lambda _: stop.set())
-        self._models.start()
         self._tick()
+
+    def _hear_model(self, worker: Worker) -> None:
+        if worker.proven:
+            self._say_ready()
+        elif worker.starts == 1:
+            self._steps.waiting(trouble(worker))
+
+    def _say_ready(self) -> None:
+        if self._models.proven and not self._ready:
+            self._ready = True
+            self._steps.ready()
 
     async def _drain(self, hurry: asyncio.Event) -> None:
         """Answer what is held, then have the core end; raises what the core was lost with."""
@@ -267,7 +294,3 @@ def allow_connections(wanted: int) -> int:
         logger.warning("at most %d connections: the process may open %d files", connections, files)
         return connections
     return wanted
-
-
-def _nobody(host: str, port: int) -> None:
-    """Nobody asked to be told."""
