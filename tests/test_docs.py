@@ -215,7 +215,7 @@ def test_every_documented_command_and_option_exists(path: Path) -> None:
 
 def setting_row(setting: Setting) -> str:
     default = "–" if setting.default is None else f"`{setting.default}`"
-    return f"| `{setting.name}` | {default} | {setting.about} |"
+    return f"| `{setting.name}` | {default} | {setting.range} | {setting.about} |"
 
 
 def test_every_setting_is_documented_as_it_is() -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 from penstock import _native
 from penstock.clock import duration_text
-from penstock.errors import SettingsError
 from penstock.runtime.app import load_app
 from penstock.runtime.followers import Follower
 from penstock.runtime.models import ModelSpec
@@ -169,8 +168,6 @@ def door_settings(settings: Settings) -> DoorSettings:
         optional["requests_per_second_max"] = settings["rate"]
     if settings["model_time"] is not None:
         optional["model_batch_s"] = settings["model_time"] / 1e6
-    if not 0 <= settings["port"] <= 65_535:
-        raise SettingsError(f"there is no port {settings['port']}")
     return DoorSettings(
         host=settings["host"],
         port=settings["port"],
