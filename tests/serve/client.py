@@ -14,8 +14,8 @@ from typing import Any
 
 import uvloop
 
+from penstock.runtime.gate import Gate
 from penstock.runtime.models import PROGRAM
-from penstock.serve.core import Gate
 from penstock.serve.server import Steps, serve
 from penstock.serve.settings import Doors, DoorSettings, PolicyDoor, TopicDoor
 

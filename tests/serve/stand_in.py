@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from penstock.serve.core import Answer, Request
+from penstock.runtime.gate import Answer, Request
 
 # What a request is answered with; None leaves it unanswered.
 Script = Callable[[Request], tuple[int, bytes, int] | None]

@@ -8,7 +8,7 @@ import time
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from penstock.serve.core import REPEAT
+from penstock.runtime.gate import REPEAT
 from penstock.serve.metrics import histogram
 from serve.client import DECIDE, Running, eventually, get, post, running
 from serve.stand_in import StandIn

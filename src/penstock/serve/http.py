@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import httptools
 
+from penstock.runtime.gate import DECIDE_MANY, DRY_RUN_MANY
 from penstock.serve.answers import (
     ALLOW_GET,
     ALLOW_POST,
@@ -27,7 +28,6 @@ from penstock.serve.answers import (
     NO_BODY,
     Refusal,
 )
-from penstock.serve.core import DECIDE_MANY, DRY_RUN_MANY
 from penstock.serve.relay import Exchange, Relay
 from penstock.serve.routes import JSON, MEDIA_TYPES, Route, Routes, media_type
 from penstock.serve.settings import DoorSettings

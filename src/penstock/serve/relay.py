@@ -18,8 +18,8 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from penstock.errors import LogError
+from penstock.runtime.gate import DECIDE, DECIDE_MANY, MODEL, REPEAT, SCORES, Gate, Request
 from penstock.serve.answers import Answers, Refusal
-from penstock.serve.core import DECIDE, DECIDE_MANY, MODEL, REPEAT, SCORES, Gate, Request
 from penstock.serve.deadlines import Deadline
 from penstock.serve.limits import Rate, Reserve
 from penstock.serve.routes import Route, Routes

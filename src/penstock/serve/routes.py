@@ -7,8 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from urllib.parse import parse_qsl, unquote, unquote_to_bytes
 
-from penstock.serve.answers import Refusal
-from penstock.serve.core import (
+from penstock.runtime.gate import (
     DECIDE,
     DECIDE_MANY,
     DRY_RUN,
@@ -19,6 +18,7 @@ from penstock.serve.core import (
     LOOKUP,
     POSITION,
 )
+from penstock.serve.answers import Refusal
 from penstock.serve.deadlines import Deadline
 from penstock.serve.settings import Doors, DoorSettings
 

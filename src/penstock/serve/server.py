@@ -18,9 +18,9 @@ from dataclasses import dataclass, replace
 from time import monotonic, monotonic_ns, time
 
 from penstock.errors import PenstockError, SettingsError
+from penstock.runtime.gate import Gate
 from penstock.runtime.models import PROGRAM, ModelLimits, Models, Worker
 from penstock.serve.answers import Answers
-from penstock.serve.core import Gate
 from penstock.serve.health import Health, trouble
 from penstock.serve.http import Door
 from penstock.serve.metrics import Metrics
