@@ -12,7 +12,7 @@ from typing import Any
 
 from penstock.runtime.models import Models, Worker
 from penstock.serve.answers import error_body
-from penstock.serve.http import Door
+from penstock.serve.door import Door
 
 WARN_FROM = 0.8
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from penstock.runtime.models import Models
 from penstock.serve.answers import TEXT
+from penstock.serve.door import Door
 from penstock.serve.health import warnings
-from penstock.serve.http import Door
 from penstock.serve.routes import LATENCY_BOUNDS_S, Route, Routes
 
 # One sample: the rest of its name, its labels as written, its value.

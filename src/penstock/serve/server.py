@@ -21,8 +21,8 @@ from penstock.errors import PenstockError, SettingsError
 from penstock.runtime.gate import Gate
 from penstock.runtime.models import PROGRAM, ModelLimits, Models, Worker
 from penstock.serve.answers import Answers
+from penstock.serve.door import Door
 from penstock.serve.health import Health, trouble
-from penstock.serve.http import Door
 from penstock.serve.metrics import Metrics
 from penstock.serve.relay import Relay
 from penstock.serve.routes import Routes
