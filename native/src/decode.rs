@@ -229,6 +229,16 @@ impl<'s> Events<'s> {
     }
 }
 
+/// The text of a body that is one event; what is no JSON object refuses the whole body.
+pub fn read_one(body: &[u8]) -> Result<Vec<&[u8]>, Refusal> {
+    let event = body.trim_ascii();
+    if !event.is_empty() {
+        check_json(body)?;
+    }
+    check_first_byte(event, b'{', "not_object", "one JSON object or an array of them")?;
+    Ok(vec![event])
+}
+
 /// Cut a JSON array of events into the raw text of each; a syntax error refuses the whole body.
 pub fn split_array(body: &[u8]) -> Result<Vec<&[u8]>, Refusal> {
     check_first_byte(body, b'[', "not_array", ARRAY)?;
@@ -276,9 +286,12 @@ const ARRAY: &str = "a JSON array of objects";
 
 /// Looks at the first byte before `serde_json` does: its own words for "another kind" would quote the value.
 fn check_first_byte(body: &[u8], first: u8, code: &'static str, wanted: &str) -> Result<(), Refusal> {
-    let wrong = match body.trim_ascii_start().first() {
+    let body = body.trim_ascii();
+    let wrong = match body.first() {
         Some(byte) if *byte == first => return Ok(()),
         None => Wrong::new("empty", "an empty body"),
+        Some(_) if body == b"null" => Wrong::new(code, "null"),
+        Some(_) if body == b"true" || body == b"false" => Wrong::new(code, "a boolean"),
         Some(b'{') => Wrong::new(code, "an object"),
         Some(b'[') => Wrong::new(code, "an array"),
         Some(b'"') => Wrong::new(code, "text"),

@@ -12,7 +12,7 @@ use super::words::Finished;
 use super::{Answer, Kind, Request, Tell, Tells, error_body};
 use crate::answer;
 use crate::conform::{Unknown, conform, keep_rows, read_ipc};
-use crate::decode::{Decoded, check_json, split_array, split_lines};
+use crate::decode::{Decoded, check_json, read_one, split_array, split_lines};
 use crate::error::{Error, Result};
 use crate::schema::Schema;
 
@@ -399,7 +399,7 @@ fn read_text(request: Request) -> std::result::Result<Source, Vec<u8>> {
     let array = request.kind == Kind::EventsJson && body.trim_ascii_start().first() == Some(&b'[');
     let lines = match request.kind {
         Kind::EventsJson if array => split_array(&body).map_err(|refusal| refusal_body(&refusal))?,
-        Kind::EventsJson => vec![body.trim_ascii()],
+        Kind::EventsJson => read_one(&body).map_err(|refusal| refusal_body(&refusal))?,
         _ => split_lines(&body),
     };
     check_readable(&lines)?;
