@@ -62,6 +62,8 @@ def test_large_bodies_together_have_a_bound(core: StandIn) -> None:
         refused = door.ask(post(DECIDE, b"a" * 200_000))
         assert (refused.status, refused.code) == (429, "overloaded")
         assert refused.headers["retry-after"] == "1"
+        # Nobody has read its events, so that there is nothing to tell a fallback about.
+        assert door.ask(post("/v1/policies/lenient/decide", b"a" * 200_000)).status == 429
         assert door.ask(CHUNKED + b"30d40\r\n" + b"a" * 200_000).status == 429
         core.say((core.requests[0][0], 200, b"{}", 0))
         assert first.answer().status == 200
