@@ -17,6 +17,7 @@ from bench.report import Figure, Section
 from penstock import _native
 from penstock.demo.generator import DAY_US, decimals
 from penstock.runtime.app import load_app
+from penstock.runtime.gate import EVENTS_ARROW
 from penstock.runtime.plan import Plan, compile_plan
 from penstock.serve.service import core_settings
 from penstock.settings import read_settings
@@ -28,7 +29,6 @@ APPEND_ROWS = 1_000
 APPEND_EVENTS = 2_000_000
 # Batches under way at a time: more than a commit takes, so that the log is never without work.
 APPEND_WAITING = 64
-EVENTS_ARROW = 4
 
 APPEND_KEYS = 100_000
 

@@ -23,6 +23,7 @@ EVENTS = "/v1/topics/payments/events"
 NDJSON = "application/x-ndjson"
 ARROW = "application/vnd.apache.arrow.stream"
 PATIENCE_S = 60
+READY = r"^ready after .*: (http://\S+)$"
 
 JSON = dict[str, Any]
 
@@ -58,29 +59,25 @@ def fail(*arguments: object, **options: Any) -> str:
 
 
 class Service:
-    """`penstock run` on a data directory."""
+    """`penstock run` on a data directory; it is there when it has said this, with its address."""
 
-    def __init__(self, data: Path, app: Path, *arguments: str) -> None:
+    def __init__(self, data: Path, app: Path, *arguments: str, said: str = READY) -> None:
         port = () if "--port" in arguments else ("--port", "0")
         command = [sys.executable, "-m", "penstock", "run", str(app), "--data", str(data), *port, *arguments]
         self.log = data.with_suffix(".stderr")
         with self.log.open("w") as log:
             self.process = subprocess.Popen(command, stderr=log)
-        self.port = self.wait_until_ready()
+        self.port = int(self.wait_until_said(said).rpartition(":")[2])
 
-    def wait_until_ready(self) -> int:
+    def wait_until_said(self, pattern: str) -> str:
+        """What of this a line of the start says; the service is ended where none does."""
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline and self.process.poll() is None:
-            if found := re.search(r'ready after .*:(\d+)(?:"})?$', self.log.read_text(), re.MULTILINE):
-                return int(found.group(1))
+            if found := re.search(pattern, self.log.read_text(), re.MULTILINE):
+                return found.group(1)
             time.sleep(0.02)
+        self.end(signal.SIGKILL)
         raise AssertionError("the service did not start:\n" + self.log.read_text())
-
-    def wait_for_models(self) -> None:
-        deadline = time.monotonic() + PATIENCE_S
-        while self.call("GET", "/readyz").status != 200:
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.05)
 
     def call(self, method: str, path: str, body: bytes | None = None, kind: str = "application/json") -> Answer:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
@@ -129,9 +126,9 @@ def patient(folder: Path, example: Path, rules: str) -> Path:
 
 
 @contextmanager
-def running(data: Path, *arguments: str, app: Path | None = None) -> Iterator[Service]:
+def running(data: Path, *arguments: str, app: Path | None = None, said: str = READY) -> Iterator[Service]:
     """A service of this app, or of the first example, for the length of a `with`."""
-    service = Service(data, app or patient_first(data.parent), *arguments)
+    service = Service(data, app or patient_first(data.parent), *arguments, said=said)
     try:
         yield service
     finally:

@@ -31,7 +31,7 @@ from processes import (
 NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
 AMOUNTS = ("0.01", "9999999999.99", "-3.10", "12.50", "100.00")
 
-APP = '''
+APP = """
 from datetime import datetime
 from decimal import Decimal
 
@@ -49,9 +49,9 @@ pipeline = ps.Pipeline("cards")
 payments = pipeline.topic("payments", Payment)
 scored = payments.features(usual=payments.by("card").past("30d").mean("amount"))
 pipeline.policy("authorise", scored, rules="rules.toml", fallback="approve")
-'''
+"""
 
-RULES = '''
+RULES = """
 default = "approve"
 outcomes = ["decline", "approve"]
 
@@ -59,7 +59,7 @@ outcomes = ["decline", "approve"]
 name = "far_above_usual"
 when = "amount > 4 * usual"
 outcome = "decline"
-'''
+"""
 
 
 def events() -> list[JSON]:
@@ -244,9 +244,12 @@ def test_the_command_line_goes_before_the_environment_before_the_file(tmp_path: 
         ("port = ", {}, [], "is not TOML"),
         ("port = true", {}, [], "is not a whole number"),
         ("", {"PENSTOCK_QUEUES": "1"}, [], 'PENSTOCK_QUEUES: there is no setting "queues"'),
-        ("", {"PENSTOCK_QUEUE": "many"}, [], 'setting "queue" (PENSTOCK_QUEUE): \'many\' is not a whole number'),
+        ("", {"PENSTOCK_QUEUE": "many"}, [], "setting \"queue\" (PENSTOCK_QUEUE): 'many' is not a whole number"),
         ("", {}, ["--segment-bytes", "64 MB"], 'setting "segment_bytes" (command line)'),
-        ("", {}, ["--segment-bytes", "1KiB"], "the least is 16,777,216"),
+        ("", {}, ["--segment-bytes", "1KiB"], 'setting "segment_bytes" (command line): the least is 16MiB'),
+        ("port = 65536", {}, [], 'setting "port" (penstock.toml): the most is 65535'),
+        ("", {"PENSTOCK_COMMIT_BYTES": "2MiB"}, [], 'setting "commit_bytes" (PENSTOCK_COMMIT_BYTES): the most is 1MiB'),
+        ("", {}, ["--request-time", "2d"], 'setting "request_time" (command line): the most is 1d'),
         ("", {}, ["--snapshot-every", "soon"], "is not a length of time"),
         ("", {}, ["--level", "loud"], "is none of debug, info, warning, error"),
         ("", {}, ["--settings", "nowhere.toml"], "could not read nowhere.toml"),
@@ -312,9 +315,7 @@ def test_a_rules_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("command", [["rules", "check"], ["run"]])
-def test_an_app_that_cannot_be_loaded_says_why(
-    tmp_path: Path, text: str, message: str, command: list[str]
-) -> None:
+def test_an_app_that_cannot_be_loaded_says_why(tmp_path: Path, text: str, message: str, command: list[str]) -> None:
     app = write_app(tmp_path, app=text)
     arguments = ["--data", tmp_path / "data", "--port", 0] if command == ["run"] else []
     assert message in fail(*command, app, *arguments)
@@ -359,7 +360,6 @@ def test_all_diagnostics_are_json_where_that_is_asked(tmp_path: Path) -> None:
     """What is said at start, warnings, what a model prints, and the error that ends a second service."""
     app = write_app(tmp_path, app=APP + TALKING)
     with running(tmp_path / "data", "--diagnostics", "json", "--retention", "1h", app=app) as service:
-        service.wait_for_models()
         service.call("POST", "/v1/policies/score/decide", json.dumps(payment(1)).encode())
         refused = fail("run", app, "--port", 0, "--data", tmp_path / "data", "--diagnostics", "json")
         assert service.end() == 0

@@ -15,8 +15,10 @@ import yaml
 from penstock.cli import commands as command_group
 from penstock.process.plan import DATE_PARTS, FUNCTIONS
 from penstock.process.streams import Aggregate
+from penstock.runtime import followers, models
 from penstock.runtime.app import load_app
 from penstock.runtime.plan import compile_plan
+from penstock.serve import http, reading, server
 from penstock.serve.answers import CODES
 from penstock.serve.metrics import CORE as CORE_METRICS
 from penstock.serve.routes import Routes
@@ -231,13 +233,45 @@ def test_every_documented_command_and_option_exists(path: Path) -> None:
 
 def setting_row(setting: Setting) -> str:
     default = "–" if setting.default is None else f"`{setting.default}`"
-    return f"| `{setting.name}` | {default} | {setting.about} |"
+    return f"| `{setting.name}` | {default} | {setting.range} | {setting.about} |"
 
 
 def test_every_setting_is_documented_as_it_is() -> None:
     text = TEXTS[ROOT / "docs" / "operations.md"]
     rows = "\n".join(map(setting_row, SETTINGS))
     assert rows in text, f"docs/operations.md should have\n{rows}"
+
+
+def fixed_bounds() -> dict[str, list[str]]:
+    """What the table of the door's bounds and that of stopping should say, by heading."""
+    door = DoorSettings()
+    small, unread = (f"{size >> 10} KiB" for size in (reading.SMALL_BODY, http.WRITE_BUFFER_MAX))
+    return {
+        "Bounds of the door": [
+            f"waits for the core | {door.answer_s:.0f} s |",
+            f"bodies above {small} that are being received or answered, together | {door.held_bytes_max >> 20} MiB |",
+            f"reads nothing of its answers | {door.write_s:.0f} s |",
+            f"leaves unread | {unread} |",
+            f"unanswered requests of one connection | {door.pipelined_max} |",
+            f"headers of one request | {door.header_count_max} |",
+            f"wait for one model | {door.model_queue_max} |",
+        ],
+        "Stopping": [
+            f"| {door.drain_s:.0f} s; a second signal",
+            f"| {models.STOP_S:.0f} s for each |",
+            f"| {door.stop_s:.0f} s, then it is an error",
+            f"| {server.LAST_WRITES_S:.0f} s |",
+            f"| {followers.STOP_S:.0f} s, then it is killed",
+        ],
+        "One service": [f"A\nmodel has {door.model_start_s:.0f} s for that"],
+    }
+
+
+@pytest.mark.parametrize("heading", fixed_bounds())
+def test_the_bounds_that_are_no_settings_are_documented_as_they_are(heading: str) -> None:
+    section = re.split(r"^#+ ", TEXTS[ROOT / "docs" / "operations.md"], flags=re.MULTILINE)
+    text = next(part for part in section if part.startswith(heading + "\n"))
+    assert [bound for bound in fixed_bounds()[heading] if bound not in text] == []
 
 
 # Metrics.

@@ -55,7 +55,6 @@ def test_the_payments_example_decides_with_its_model_live_and_in_replay(tmp_path
 
     app = patient_payments(tmp_path)
     with running(tmp_path / "data", app=app) as service:
-        service.wait_for_models()
         told = [service.decide(pay(1, "20.00")), service.decide(pay(2, "120.00"))]
         for number in (1, 2, 3):
             assert service.call("POST", "/v1/topics/fraud_reports/events", report(number)).status == 200
@@ -81,7 +80,6 @@ def test_the_payments_example_decides_with_its_model_live_and_in_replay(tmp_path
 def test_a_dry_run_with_a_model_moves_nothing(tmp_path: Path) -> None:
     event = payment(1, terminal="t1", country=None)
     with running(tmp_path / "data", app=patient_payments(tmp_path)) as service:
-        service.wait_for_models()
         body = json.dumps(event).encode()
         dry = [service.call("POST", DECIDE + "?dry_run=1", body).json() for _ in range(2)]
         lines = service.call("POST", DECIDE + "?dry_run=1", body + b"\n" + body, NDJSON).lines()

@@ -125,7 +125,7 @@ def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
         looked_up = service.call("GET", "/v1/decisions/authorise/p0").json()
         assert looked_up["late_decision"] is None
         assert without_time(told[0]) == {
-            name: value for name, value in without_time(looked_up).items() if name != "late_decision"
+            name: value for name, value in looked_up.items() if name != "late_decision"
         }
 
 
@@ -254,8 +254,9 @@ MODELLED = FIRST.read_text().replace(
 def stuck(batch):
     import time
 
-    if len(batch):  # the warm-up has no rows
+    if (batch["amount"] > 0).any():  # the warm-up's is zero
         time.sleep(1000)
+    return batch["amount"]
 
 
 for name, answer in (("refuses", "refuse"), ("tells", "fallback")):
@@ -274,7 +275,6 @@ def test_a_full_queue_answers_429_or_the_fallback_where_the_policy_says_so(tmp_p
         def decide(policy: str, number: int) -> Answer:
             return service.call("POST", f"/v1/policies/{policy}/decide", json.dumps(payment(number)).encode())
 
-        service.wait_for_models()
         told: list[JSON] = []
         waiting = threading.Thread(target=lambda: told.append(decide("refuses", 1).json()))
         waiting.start()
@@ -283,7 +283,8 @@ def test_a_full_queue_answers_429_or_the_fallback_where_the_policy_says_so(tmp_p
         refused, fallback = decide("refuses", 2), decide("tells", 3)
         waiting.join()
         assert (refused.status, refused.code, refused.headers["Retry-After"]) == (429, "overloaded", "1")
-        assert (fallback.json()["outcome"], fallback.json()["cause"]) == ("review", "overload")
+        overload = {"outcome": "review", "timed_out": False, "cause": "overload", "features": None, "offset": None}
+        assert {name: fallback.json()[name] for name in overload} == overload
         assert (told[0]["outcome"], told[0]["timed_out"], told[0]["cause"]) == ("review", True, "deadline")
         # The first still waits for its model, until that is killed; then the queue has room again.
         while (found := service.call("GET", "/v1/decisions/refuses/p2")).status == 429:

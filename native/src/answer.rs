@@ -18,7 +18,7 @@ use crate::schema::{Field, Schema, Type};
 /// Writes answers from batches of decisions, whose columns are: the event's id, offset, outcome, reasons, score, the
 /// features, policy_version, cause, late.
 ///
-/// An answer is left open after its last field but one: `finish` adds `took_ms` and closes it.
+/// An answer is left open after its last field: `finish` adds `took_ms` and closes it, `close` closes it without.
 pub struct DecisionWriter {
     id: Type,
     /// Each feature's `"name":`, its column and its type.
@@ -29,11 +29,12 @@ pub struct DecisionWriter {
 /// What an answer says that its row does not.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Extra {
-    /// The deadline passed first: the row is the fallback that the caller was told.
-    pub timed_out: bool,
     /// What would be decided: the event has no offset.
     pub dry_run: bool,
 }
+
+/// The cause of a fallback that was told because the deadline passed first.
+pub const DEADLINE: &str = "deadline";
 
 const ID: usize = 0;
 const OFFSET: usize = 1;
@@ -92,11 +93,6 @@ impl DecisionRows<'_> {
     pub fn write(&self, out: &mut Vec<u8>, row: usize, extra: Extra) {
         let (outcome, policy_version) = (self.outcome.value(row), self.policy_version.value(row));
         let cause = self.cause.is_valid(row).then(|| self.cause.value(row));
-        if extra.timed_out {
-            let mut id = Vec::with_capacity(48);
-            self.id.write(&mut id, row);
-            return write_fallback(out, &id, outcome, policy_version, cause);
-        }
         out.extend_from_slice(b"{\"id\":");
         self.id.write(out, row);
         out.extend_from_slice(b",\"outcome\":");
@@ -173,22 +169,24 @@ impl<'a> Cells<'a> {
     }
 }
 
-/// The answer of a deadline that passed, open as `DecisionRows::write` leaves it; `id_json` is JSON text.
-pub fn write_fallback(
-    out: &mut Vec<u8>,
-    id_json: &[u8],
-    outcome: &str,
-    policy_version: &str,
-    cause: Option<&str>,
-) {
+/// The answer where there is no decision, open as `DecisionRows::write` leaves it; `id_json` is JSON text.
+///
+/// `timed_out` says that the deadline passed first: an overload is told at once, and is none.
+pub fn write_fallback(out: &mut Vec<u8>, id_json: &[u8], outcome: &str, policy_version: &str, cause: &str) {
     out.extend_from_slice(b"{\"id\":");
     out.extend_from_slice(id_json);
     out.extend_from_slice(b",\"outcome\":");
     write_text(out, outcome);
     out.extend_from_slice(b",\"reasons\":[],\"score\":null,\"features\":null,\"policy_version\":");
     write_text(out, policy_version);
-    out.extend_from_slice(b",\"offset\":null,\"timed_out\":true");
-    write_cause(out, cause);
+    out.extend_from_slice(b",\"offset\":null,\"timed_out\":");
+    out.extend_from_slice(if cause == DEADLINE { b"true" } else { b"false" });
+    write_cause(out, Some(cause));
+}
+
+/// Close an answer whose time is not known: it was given long ago.
+pub fn close(out: &mut Vec<u8>) {
+    out.push(b'}');
 }
 
 /// Close an answer with the time it took, in milliseconds to the microsecond, rounded half up.

@@ -279,6 +279,14 @@ impl<'s> Events<'s> {
     }
 }
 
+/// Whether a body is one event as far as its first bytes tell; what is no JSON object is refused whole.
+pub fn check_one(body: &[u8]) -> Result<(), Refusal> {
+    if !body.trim_ascii().is_empty() {
+        check_json(body)?;
+    }
+    check_first_byte(body, b'{', "not_object", "one JSON object or an array of them")
+}
+
 /// A JSON array of events that is cut into the raw text of each, a piece at a time: a large one takes long. A syntax
 /// error refuses the whole body.
 pub struct ArrayCut {
@@ -398,9 +406,12 @@ const ARRAY: &str = "a JSON array of objects";
 
 /// Looks at the first byte before `serde_json` does: its own words for "another kind" would quote the value.
 fn check_first_byte(body: &[u8], first: u8, code: &'static str, wanted: &str) -> Result<(), Refusal> {
-    let wrong = match body.trim_ascii_start().first() {
+    let body = body.trim_ascii();
+    let wrong = match body.first() {
         Some(byte) if *byte == first => return Ok(()),
         None => Wrong::new("empty", "an empty body"),
+        Some(_) if body == b"null" => Wrong::new(code, "null"),
+        Some(_) if body == b"true" || body == b"false" => Wrong::new(code, "a boolean"),
         Some(b'{') => Wrong::new(code, "an object"),
         Some(b'[') => Wrong::new(code, "an array"),
         Some(b'"') => Wrong::new(code, "text"),

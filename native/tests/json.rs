@@ -276,7 +276,7 @@ fn an_event_is_one_flat_object_with_each_required_field_once() {
     let cases: &[(&str, String)] = &[
         ("", whole("an empty body")),
         (" \r\n\t", whole("an empty body")),
-        ("null", whole("what is not JSON")),
+        ("null", whole("null")),
         ("\u{feff}{\"id\":1}", whole("what is not JSON")),
         ("5", whole("a number")),
         ("\"secret\"", whole("text")),
@@ -762,21 +762,24 @@ fn late_and_cause_are_told_only_where_they_apply() {
 }
 
 #[test]
-fn a_fallback_told_at_the_deadline_reads_the_same_from_its_row_and_from_its_parts() {
-    let expected = r#"{"id":77,"outcome":"approve","reasons":[],"score":null,"features":null,"policy_version":"7f3a","offset":null,"timed_out":true,"cause":"deadline","took_ms":0.412}"#;
-    let row =
-        r#"{"payment_id":77,"outcome":"approve","reasons":"[]","policy_version":"7f3a","cause":"deadline"}"#;
-    assert_eq!(answer(row, Extra { timed_out: true, ..Extra::default() }), expected);
-    let mut out = Vec::new();
-    write_fallback(&mut out, b"77", "approve", "7f3a", Some("deadline"));
-    finish(&mut out, 411_500);
-    assert_eq!(String::from_utf8(out).unwrap(), expected);
+fn a_fallback_has_timed_out_where_its_cause_is_the_deadline() {
+    let expected = |cause: &str, timed_out: &str| {
+        format!(
+            r#"{{"id":77,"outcome":"approve","reasons":[],"score":null,"features":null,"policy_version":"7f3a","offset":null,"timed_out":{timed_out},"cause":"{cause}","took_ms":0.412}}"#
+        )
+    };
+    for (cause, timed_out) in [("deadline", "true"), ("overload", "false")] {
+        let mut out = Vec::new();
+        write_fallback(&mut out, b"77", "approve", "7f3a", cause);
+        finish(&mut out, 411_500);
+        assert_eq!(String::from_utf8(out).unwrap(), expected(cause, timed_out));
+    }
 }
 
 #[test]
 fn a_dry_run_has_no_offset() {
     let row = r#"{"payment_id":77,"offset":9,"outcome":"approve","reasons":"[]","policy_version":"7f3a"}"#;
-    let told = answer(row, Extra { dry_run: true, ..Extra::default() });
+    let told = answer(row, Extra { dry_run: true });
     assert_eq!(told, answer(row, Extra::default()).replace("\"offset\":9", "\"offset\":null"));
 }
 

@@ -278,12 +278,12 @@ def rules_check_command(app: Path) -> None:
 @commands.command("settings")
 @settings_options()
 def settings_command(**options: Any) -> None:
-    """All settings, and where each comes from."""
+    """All settings: value, where it comes from, environment variable, range, meaning."""
     settings = read_options(options)
     for setting in SETTINGS:
         click.echo(
             f"{setting.name:<16} {settings.text(setting.name):<14} {settings.sources[setting.name]:<14} "
-            f"{setting.variable:<26} {setting.about}"
+            f"{setting.variable:<26} {setting.range:<28} {setting.about}"
         )
 
 

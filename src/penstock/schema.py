@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
@@ -27,6 +28,11 @@ class Type:
     @property
     def numeric(self) -> bool:
         return self.kind in ("int64", "float64", "decimal")
+
+    @property
+    def zero(self) -> Any:
+        """Its value that stands for nothing in particular; of times the first microsecond of 1970."""
+        return {"bool": False, "float64": 0.0, "text": "", "decimal": Decimal(0)}.get(self.kind, 0)
 
     def to_json(self) -> Any:
         """As the core reads it: `"int64"`, `{"decimal": [12, 2]}`."""

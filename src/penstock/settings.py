@@ -15,23 +15,30 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from penstock.clock import duration_text, duration_us
+from penstock.clock import LONGEST_US, MICROSECONDS, duration_text, duration_us
 from penstock.errors import DefinitionError, SettingsError
 
 FILE = "penstock.toml"
+
+# Times are looked after at a quarter of the shortest of them: a shorter one would keep the door busy.
+SOON = 10 * MICROSECONDS["ms"]
+SECOND, DAY = MICROSECONDS["s"], MICROSECONDS["d"]
+# What all large bodies together may occupy: a larger one could never be taken.
+HELD_BYTES_MAX = 256 << 20
 
 Kind = Literal["text", "path", "integer", "bytes", "duration", "choice"]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting; `lowest` bounds numbers, `choices` are those of a choice, None is "not limited"."""
+    """One setting; `lowest` and `highest` bound numbers, `choices` are those of a choice, None is "not limited"."""
 
     name: str
     kind: Kind
     default: Any
     about: str
     lowest: int = 0
+    highest: int = 0
     choices: tuple[str, ...] = ()
 
     @property
@@ -42,28 +49,44 @@ class Setting:
     def option(self) -> str:
         return "--" + self.name.replace("_", "-")
 
+    @property
+    def range(self) -> str:
+        """What it may be, where that is bounded."""
+        if self.kind in ("text", "path"):
+            return ""
+        return ", ".join(self.choices) or f"{self.text(self.lowest)} to {self.text(self.highest)}"
+
+    def text(self, value: Any) -> str:
+        """A value as a user writes it."""
+        match self.kind:
+            case "duration":
+                return duration_text(value)
+            case "bytes":
+                return _bytes_text(value)
+        return str(value)
+
 
 SETTINGS = (
     Setting("data", "path", "data", "the data directory: log, snapshots and ids"),
     Setting("host", "text", "127.0.0.1", "the address of the doors; only loopback so far"),
-    Setting("port", "integer", 7070, "the port of the doors; 0 takes a free one"),
-    Setting("state_bytes", "bytes", "4GiB", "at this size of the state new keys get the fallback", 1 << 20),
-    Setting("segment_bytes", "bytes", "64MiB", "the size of the log's files", 16 << 20),
-    Setting("commit_bytes", "bytes", "512KiB", "bulk appends are cut into commits of this size", 4096),
-    Setting("retention", "duration", None, "remove the log's oldest files when they are older", 1),
-    Setting("retention_bytes", "bytes", None, "remove the log's oldest files beyond this size", 1 << 20),
-    Setting("snapshot_every", "duration", "30s", "how often the state is written, where it changed", 1),
-    Setting("body_bytes", "bytes", "32MiB", "a larger request is refused (413)", 1024),
-    Setting("header_bytes", "bytes", "16KiB", "larger headers are refused (431)", 1024),
-    Setting("request_time", "duration", "10s", "a request that takes longer to arrive is refused (408)", 1),
-    Setting("idle_time", "duration", "75s", "a connection without requests is closed", 1),
-    Setting("connections", "integer", 10_000, "more connections at a time are refused", 1),
-    Setting("rate", "integer", None, "more requests a second are refused (429)", 1),
-    Setting("queue", "integer", 20_000, "with more requests waiting, another one is refused (429)", 1),
-    Setting("model_time", "duration", None, "a model that takes longer is started anew; default 20 x within", 1),
-    Setting("threads", "integer", 2, "threads for batches of thousands of events", 1),
-    Setting("diagnostics", "choice", "lines", "how diagnostics are written", 0, ("lines", "json")),
-    Setting("level", "choice", "info", "which diagnostics are written", 0, ("debug", "info", "warning", "error")),
+    Setting("port", "integer", 7070, "the port of the doors; 0 takes a free one", 0, 65_535),
+    Setting("state_bytes", "bytes", "4GiB", "at this size of the state new keys get the fallback", 1 << 20, 1 << 40),
+    Setting("segment_bytes", "bytes", "64MiB", "the size of the log's files", 16 << 20, 512 << 20),
+    Setting("commit_bytes", "bytes", "512KiB", "bulk appends are cut into commits of this size", 4096, 1 << 20),
+    Setting("retention", "duration", None, "remove the log's oldest files when they are older", SECOND, LONGEST_US),
+    Setting("retention_bytes", "bytes", None, "remove the log's oldest files beyond this size", 1 << 20, 1 << 50),
+    Setting("snapshot_every", "duration", "30s", "how often the state is written, where it changed", SOON, DAY),
+    Setting("body_bytes", "bytes", "32MiB", "a larger request is refused (413)", 1024, HELD_BYTES_MAX),
+    Setting("header_bytes", "bytes", "16KiB", "larger headers are refused (431)", 1024, 1 << 20),
+    Setting("request_time", "duration", "10s", "a request that takes longer to arrive is refused (408)", SOON, DAY),
+    Setting("idle_time", "duration", "75s", "a connection without requests is closed", SOON, DAY),
+    Setting("connections", "integer", 10_000, "more connections at a time are refused", 1, 1_000_000),
+    Setting("rate", "integer", None, "more requests a second are refused (429)", 1, 1_000_000_000),
+    Setting("queue", "integer", 20_000, "with more requests waiting, another one is refused (429)", 1, 1_000_000),
+    Setting("model_time", "duration", None, "a model that takes longer is ended; default 20 x within", SOON, DAY),
+    Setting("threads", "integer", 2, "threads for batches of thousands of events", 1, 256),
+    Setting("diagnostics", "choice", "lines", "how diagnostics are written", choices=("lines", "json")),
+    Setting("level", "choice", "info", "which diagnostics are written", choices=("debug", "info", "warning", "error")),
 )
 
 BY_NAME = {setting.name: setting for setting in SETTINGS}
@@ -82,10 +105,7 @@ class Settings:
     def text(self, name: str) -> str:
         """A value as a user writes it."""
         value = self.values[name]
-        if value is None:
-            return "none"
-        kind = BY_NAME[name].kind
-        return duration_text(value) if kind == "duration" else _bytes_text(value) if kind == "bytes" else str(value)
+        return "none" if value is None else BY_NAME[name].text(value)
 
 
 def read_settings(
@@ -155,12 +175,12 @@ def _parse(setting: Setting, value: Any, source: str) -> Any:
                 raise SettingsError(f"{place}: {value!r} is none of {', '.join(setting.choices)}")
             return value
         case "integer":
-            return _at_least(setting, _whole(value, place), place)
+            return _within(setting, _whole(value, place), place)
         case "bytes":
-            return _at_least(setting, _bytes(value, place), place)
+            return _within(setting, _bytes(value, place), place)
         case "duration":
             try:
-                return _at_least(setting, duration_us(value, subject=place), place)
+                return _within(setting, duration_us(value, subject=place), place)
             except DefinitionError as error:
                 raise SettingsError(error.message, hint=error.hint) from None
 
@@ -172,11 +192,9 @@ def _whole(value: Any, place: str) -> int:
 
 
 def _bytes(value: Any, place: str) -> int:
-    found = re.fullmatch(r"(\d{1,12})\s*(KiB|MiB|GiB|TiB|B|)", str(value))
+    found = re.fullmatch(r"(\d{1,18})\s*(KiB|MiB|GiB|TiB|B|)", str(value))
     if isinstance(value, bool) or not found:
-        raise SettingsError(
-            f"{place}: {value!r} is not a number of bytes", hint="write for example 512MiB or 4GiB"
-        )
+        raise SettingsError(f"{place}: {value!r} is not a number of bytes", hint="write for example 512MiB or 4GiB")
     number, unit = found.groups()
     factor: int = 1024 ** ["", "KiB", "MiB", "GiB", "TiB"].index("" if unit == "B" else unit)
     return int(number) * factor
@@ -189,9 +207,11 @@ def _bytes_text(count: int) -> str:
     return str(count)
 
 
-def _at_least(setting: Setting, value: int, place: str) -> int:
+def _within(setting: Setting, value: int, place: str) -> int:
     if value < setting.lowest:
-        raise SettingsError(f"{place}: the least is {setting.lowest:,}")
+        raise SettingsError(f"{place}: the least is {setting.text(setting.lowest)}")
+    if value > setting.highest:
+        raise SettingsError(f"{place}: the most is {setting.text(setting.highest)}")
     return value
 
 

@@ -22,13 +22,20 @@ from penstock import _native
 from penstock.clock import duration_us
 from penstock.errors import InputError
 from penstock.runtime.app import load_app
+from penstock.runtime.gate import (
+    DECIDE,
+    DECIDE_MANY,
+    DRY_RUN,
+    EVENTS_NDJSON,
+    LOOKUP,
+    MODEL,
+    POSITION,
+    SCORES,
+)
 from penstock.runtime.logs import read_position
 from penstock.runtime.pipeline import Pipeline
 from penstock.runtime.plan import Plan, compile_plan
 from penstock.runtime.replay import choose, score
-
-DECIDE, DECIDE_MANY, EVENTS_NDJSON, LOOKUP, DRY_RUN, SCORES, POSITION = 0, 1, 3, 5, 6, 8, 9
-REPEAT, MODEL = 1, 2
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 EventValues = Mapping[str, Any]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from datetime import datetime
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 import pytest
 
 from penstock import _native, testing
+from penstock.runtime import gate as gate_interface
 from penstock.runtime.app import load_app
+from penstock.runtime.gate import DECIDE, DECIDE_MANY, EVENTS_NDJSON, MODEL, REPEAT, SCORES
 from penstock.runtime.plan import compile_plan
-from penstock.serve.core import DECIDE, DECIDE_MANY, EVENTS_NDJSON, REPEAT
 from penstock.serve.service import core_settings
 from penstock.settings import read_settings
 
@@ -23,6 +25,14 @@ NOON = "2026-11-01T12:00:00Z"
 
 def payment(number: int, **changed: Any) -> dict[str, Any]:
     return {"payment_id": f"p{number}", "card": "c1", "amount": "12.50", "paid_at": NOON, **changed}
+
+
+def test_the_numbers_of_requests_and_flags_are_the_core_s() -> None:
+    core = (Path(__file__).resolve().parents[2] / "native" / "src" / "gate" / "mod.rs").read_text()
+    kinds = re.findall(r"^    (\w+) = (\d+),$", core, re.MULTILINE)
+    flags = re.findall(r"^pub const (\w+): u8 = (\d+);$", core, re.MULTILINE)
+    names = [(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).upper(), int(number)) for name, number in kinds + flags]
+    assert names == [(name, number) for name, number in vars(gate_interface).items() if name.isupper()]
 
 
 def test_events_of_one_card_in_one_body_are_counted_in_order() -> None:
@@ -75,30 +85,30 @@ def test_a_retry_among_many_in_one_cycle_with_the_first_attempt_is_told_the_same
     with testing.run(FIRST, now=NOON) as service:
         plan, settings = service.plan.to_json(), testing._core_settings({})
     gate = _native.ManualGate(plan, _native.Memory(), settings, service.clock.now_us)
-    step(gate, (1, testing.DECIDE, [payment(0)]))
+    step(gate, (1, DECIDE, [payment(0)]))
     events = [payment(7), payment(8), payment(1), payment(2, amount="1"), payment(9)]
     answers = step(
         gate,
-        (2, testing.DECIDE, [payment(1)]),
-        (3, testing.DECIDE, [payment(2)]),
-        (4, testing.DECIDE_MANY, events),
+        (2, DECIDE, [payment(1)]),
+        (3, DECIDE, [payment(2)]),
+        (4, DECIDE_MANY, events),
     )
     first, second, (seventh, eighth, again, other, ninth) = answers[2][0], answers[3][0], answers[4]
     assert [each["offset"] for each in (first, second, seventh, eighth, ninth)] == [1, 2, 3, 4, 5]
     assert again == first
     assert other["error"]["code"] == "id_conflict"
     assert ninth["features"]["card_count_1h"] == 6
-    looked_up = step(gate, (5, testing.DECIDE, [payment(1)]))
+    looked_up = step(gate, (5, DECIDE, [payment(1)]))
     assert looked_up[5][0] == first
     gate.close()
 
 
-@pytest.mark.parametrize("kind", [testing.DECIDE, testing.DECIDE_MANY])
+@pytest.mark.parametrize("kind", [DECIDE, DECIDE_MANY])
 @pytest.mark.parametrize("together", ["the first, its deadline and the retry", "its deadline and the retry"])
 def test_a_retry_in_the_cycle_that_learns_of_the_deadline_is_told_the_fallback_too(together: str, kind: int) -> None:
     with testing.run(FIRST, now=NOON) as service:
         body = json.dumps(payment(1)).encode()
-        first, retry = (1, testing.DECIDE, 0, body, 0), (2, kind, 0, body, 0)
+        first, retry = (1, DECIDE, 0, body, 0), (2, kind, 0, body, 0)
         if together.startswith("the first"):
             answers = service._gate.step([first, retry], [1])
         else:
@@ -130,14 +140,14 @@ def test_a_retry_among_many_waits_with_its_first_attempt_for_the_model(tmp_path:
         return b"\n".join(json.dumps(event).encode() for event in events)
 
     one, several = lines(payment(1)), lines(payment(2, amount="7"), payment(1), payment(2, amount="7"))
-    asked = ask((1, testing.DECIDE, 0, lines(payment(0))))
-    asked += ask((2, testing.DECIDE, 0, one), (3, testing.DECIDE_MANY, 0, several))
-    asked += ask((4, testing.DECIDE_MANY, 0, several))
-    assert [flags for *_, flags in asked] == [testing.MODEL] * 3, "each event goes to the model once"
+    asked = ask((1, DECIDE, 0, lines(payment(0))))
+    asked += ask((2, DECIDE, 0, one), (3, DECIDE_MANY, 0, several))
+    asked += ask((4, DECIDE_MANY, 0, several))
+    assert [flags for *_, flags in asked] == [MODEL] * 3, "each event goes to the model once"
     told: dict[int, list[Any]] = {}
     for (number, *_), amounts in reversed(list(zip(asked, ([0.0], [0.125], [0.07]), strict=True))):
         scores = struct.pack(f"<{len(amounts)}d", *amounts)
-        for handle, status, body, _ in ask((number, testing.SCORES, number, scores)):
+        for handle, status, body, _ in ask((number, SCORES, number, scores)):
             assert status == 200
             told[handle] = [json.loads(line) for line in body.splitlines()]
     assert [each["id"] for each in told[3]] == [each["id"] for each in told[4]] == ["p2", "p1", "p2"]
@@ -229,7 +239,8 @@ def test_a_line_that_waits_after_its_body_was_told_the_fallback_is_told_so_alone
     with testing.run(FIRST, now=NOON) as service:
         body = b"\n".join(json.dumps(payment(number)).encode() for number in range(3))
         alone = [json.dumps(each).encode() for each in (payment(1), payment(2, amount="1"), payment(9))]
-        requests = [(1, DECIDE_MANY, 0, body, 0)] + [(2 + index, DECIDE, 0, each, 0) for index, each in enumerate(alone)]
+        requests = [(1, DECIDE_MANY, 0, body, 0)]
+        requests += [(2 + index, DECIDE, 0, each, 0) for index, each in enumerate(alone)]
         service._told = [1]
         answers = {handle: (status, text, flags) for handle, status, text, flags in service._step(requests)}
         status, text, flags = answers[2]

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import random
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import pyarrow as pa
 import pytest
 
 from penstock import _native, testing
-from penstock.serve.core import DECIDE, DECIDE_MANY, DRY_RUN_MANY, EVENTS_ARROW
+from penstock.runtime.app import load_app
+from penstock.runtime.gate import DECIDE, DECIDE_MANY, DRY_RUN_MANY, EVENTS_ARROW
 
 NOON = "2026-11-01T12:00:00Z"
 SMALLEST = {"segment_bytes": 16 << 20, "commit_bytes": 1 << 20}
@@ -132,8 +134,8 @@ def test_segments_too_small_for_the_pipelines_largest_decision_are_refused(tmp_p
     path.write_text(
         NOTES.replace('    last=author.past("1h").last("text"),', many + '\n    last=author.past("1h").last("text"),')
     )
-    with pytest.raises(Exception, match="one commit may take .* bytes, and a segment of the log has room") as refused:
-        testing.Service(testing.load_app(path), now=testing.datetime.fromisoformat(NOON), settings=SMALLEST)
+    with pytest.raises(Exception, match=r"one commit may take .* bytes, and a segment of the log has room") as refused:
+        testing.Service(load_app(path), now=datetime.fromisoformat(NOON), settings=SMALLEST)
     assert "set larger segments (segment_bytes)" in str(refused.value)
 
 

@@ -205,17 +205,45 @@ def test_a_process_that_does_not_start_in_time_is_given_up(tmp_path: Path) -> No
     asyncio.run(main())
 
 
-def test_a_warm_up_that_fails_does_not_keep_a_model_down(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_model_whose_warm_up_fails_is_not_up_and_says_why(tmp_path: Path) -> None:
     async def main() -> None:
-        async with running(tmp_path, warm_up=b"no Arrow") as (models, worker, scored):
-            await eventually(lambda: worker.ready)
+        async with running(tmp_path, warm_up=rows(-1.0)) as (models, worker, scored):
+            await eventually(lambda: worker.starts >= 2)
+            assert not worker.ready and not worker.proven and not models.proven
+            assert worker.trouble.startswith("its warm-up failed: ValueError at ")
+            assert "app.py:13" in worker.trouble and "4711" not in worker.trouble
             models.score(0, 1, rows(1.0))
-            await eventually(lambda: bool(scored.batches.get(1)))
+            assert scored.batches[1] == b""
 
     asyncio.run(main())
-    assert 'model "risk" failed' in caplog.text
+
+
+def test_a_model_that_comes_up_later_is_heard_of_and_stays_proven(tmp_path: Path) -> None:
+    async def main() -> None:
+        path = tmp_path / "app.py"
+        path.write_text("raise RuntimeError('broken')")
+        heard: list[tuple[bool, bool, str]] = []
+
+        def hear(worker: Worker) -> None:
+            heard.append((worker.ready, worker.proven, worker.trouble))
+            path.write_text(APP)
+
+        spec = ModelSpec("risk", path, 0.05, rows(0.0))
+        models = Models([spec], ModelLimits(), scored=Scored(), moved=hear)
+        models.start()
+        try:
+            await eventually(lambda: models.workers[0].ready)
+            (ready, proven, trouble), (up, *_) = heard
+            assert (ready, proven, up) == (False, False, True)
+            assert trouble == f"it could not be loaded: {path}, line 1, failed when it was loaded: RuntimeError: broken"
+            models.score(0, 1, rows(-3.0))
+            await eventually(lambda: len(heard) == 3)
+            assert heard[2] == (False, True, "its process ended")
+            assert models.proven
+        finally:
+            models.stop()
+
+    asyncio.run(main())
 
 
 def test_batches_that_wait_have_a_bound(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from penstock import _native, testing
+from penstock.runtime.gate import DECIDE
 from penstock.runtime.logs import Consumer, read_catalog, read_position, tail_rows
 
 FIRST = Path(__file__).resolve().parents[2] / "examples" / "first.py"
@@ -105,7 +106,7 @@ def write_log(data: Path, rows: int) -> None:
     gate.start()
     for number in range(rows):
         payment = {"payment_id": f"p{number}", "card": "c", "amount": "1", "paid_at": "1970-01-01T00:00:00Z"}
-        gate.submit([(number + 1, testing.DECIDE, 0, json.dumps(payment).encode(), 0)])
+        gate.submit([(number + 1, DECIDE, 0, json.dumps(payment).encode(), 0)])
     gate.stop()
 
 

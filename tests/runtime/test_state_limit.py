@@ -37,14 +37,14 @@ def test_at_the_limit_new_keys_get_the_fallback_and_known_ones_go_on() -> None:
         full = fill(service)
         assert full > 100
         refused = service.look_up("authorise", f"p{full}-0")
-        assert (refused["outcome"], refused["cause"]) == ("approve", "state_full")
+        assert (refused["outcome"], refused["cause"], refused["timed_out"]) == ("approve", "state_full", False)
         assert set(refused["features"].values()) == {None}
         known = payments(service, range(0, full, 50), turn=1)
         assert [answer["features"]["card_count_1h"] for answer in known] == [2] * len(known)
         assert not any(answer.get("cause") for answer in known)
         assert service.stats["state_full"] == 1
         retry = payments(service, range(full, full + 1))[0]
-        assert (retry["cause"], retry["offset"]) == ("state_full", full)
+        assert (retry["cause"], retry["offset"], retry["timed_out"]) == ("state_full", full, False)
 
 
 def test_what_leaves_its_windows_makes_room_for_new_keys() -> None:

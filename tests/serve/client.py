@@ -14,10 +14,10 @@ from typing import Any
 
 import uvloop
 
+from penstock.runtime.gate import Gate
 from penstock.runtime.models import PROGRAM
 from penstock.runtime.snapshots import Snapshots
-from penstock.serve.core import Gate
-from penstock.serve.server import serve
+from penstock.serve.server import Steps, serve
 from penstock.serve.settings import Doors, DoorSettings, PolicyDoor, TopicDoor
 
 # Long enough for a loaded machine; nothing that works waits for it.
@@ -153,7 +153,7 @@ def running(
             doors,
             DoorSettings(**{"port": 0, **settings}),
             snapshots=snapshots or Snapshots(30.0),
-            listening=listening,
+            steps=Steps(listening),
             stop=stop,
             model_program=program,
         )

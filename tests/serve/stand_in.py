@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from penstock.serve.core import Answer, Request
+from penstock.runtime.gate import Answer, Request
 
 # What a request is answered with; None leaves it unanswered.
 Script = Callable[[Request], tuple[int, bytes, int] | None]
@@ -85,7 +85,7 @@ class StandIn:
     def overload(self, target: int, body: bytes, took_ns: int, /) -> tuple[int, bytes]:
         if not body.startswith(b"{"):
             return 422, b'{"error": {"code": "invalid_event", "message": "it is no event"}}'
-        return 200, json.dumps({"timed_out": True, "cause": "overload", "of": target}).encode()
+        return 200, json.dumps({"timed_out": False, "cause": "overload", "of": target}).encode()
 
     def stats(self) -> bytes:
         return json.dumps(

@@ -103,6 +103,7 @@ def test_rejected_rows_are_listed_with_their_reason_and_the_others_are_in(servic
         ({**good[0], "amount": "2.00"}, "id_conflict", None),
         ([1], "not_object", None),
         (5, "not_object", None),
+        (None, "not_object", None),
         (good[1], None, None),
     ]
     values = [row for row, _, _ in rows]
@@ -145,6 +146,10 @@ UNREADABLE = {
     "two events": (text(GOOD, GOOD), PLAIN),
     "an unknown field and then no JSON": (b'{"shop": 1, nope}', PLAIN),
     "not UTF-8": (b'{"card": "\xff"}', PLAIN),
+    "text": (b'"p1"', PLAIN),
+    "a number": (b" 5", PLAIN),
+    "null": (b"null", PLAIN),
+    "a boolean": (b"true", PLAIN),
     "an array cut off": (b"[" + text(GOOD) + b",", PLAIN),
     "an array with what is not JSON": (b"[" + text(GOOD) + b', {"card": nope}]', PLAIN),
     "an empty array": (b"[]", PLAIN),
@@ -158,12 +163,16 @@ UNREADABLE = {
 }
 
 
+# Those that are no event at the doors of decisions either.
+UNREADABLE_EVENTS = {"nothing", "blanks", "words", "an event cut off", "null", "a number", "an array cut off"}
+
+
 @pytest.mark.parametrize("case", UNREADABLE)
 def test_a_body_that_cannot_be_read_is_refused_whole_and_takes_nothing(service: Service, case: str) -> None:
     body, kind = UNREADABLE[case]
     before = next_offset(service)
     paths = [EVENTS]
-    if kind == NDJSON or case in ("nothing", "blanks", "words", "an event cut off", "an array cut off"):
+    if kind == NDJSON or case in UNREADABLE_EVENTS:
         paths += [DECIDE, DECIDE + "?dry_run=1"]
     for path in paths:
         answer = service.call("POST", path, body, kind)
@@ -248,7 +257,7 @@ def test_a_decision_is_looked_up_by_its_id(service: Service) -> None:
     event = fresh(payment_id="a b/ü?%")
     told = service.decide(event)
     found = service.call("GET", "/v1/decisions/authorise/a%20b%2F%C3%BC%3F%25")
-    assert without_time(found.json()) == {**without_time(told), "late_decision": None}
+    assert found.json() == {**without_time(told), "late_decision": None}
     appended = fresh()
     service.call("POST", EVENTS, text(appended))
     for unknown in ("never", appended["payment_id"]):

@@ -116,7 +116,7 @@ def serving(service: Service, **settings: Any) -> Iterator[Running]:
 
 
 def models_up(door: Running) -> None:
-    eventually(lambda: door.ask(get("/readyz")).status == 200)
+    eventually(lambda: b'penstock_model_up{model="risk"} 1\n' in door.ask(get("/metrics")).body)
 
 
 def told(answer: Answer) -> dict[str, Any]:
@@ -195,7 +195,8 @@ def test_a_decision_can_be_looked_up(service: Service) -> None:
         decided = door.ask(post(decide("plain"), payment("a/ä")))
         found = door.ask(get("/v1/decisions/plain/pa%2F%C3%A4"))
         assert found.status == 200
-        assert told(found) == {**told(decided), "late_decision": None}
+        # The time that an answer took is told with the answer alone.
+        assert found.json == {**told(decided), "late_decision": None}
         assert door.ask(get("/v1/decisions/plain/other")).code == "not_found"
 
 
@@ -244,6 +245,8 @@ def test_a_model_scores_and_its_failures_cost_only_their_own(service: Service) -
         assert (scored.json["score"], scored.json["outcome"]) == (0.9375, "decline")
         failed = door.ask(post(decide("modelled"), payment(2, -1.0)))
         assert (failed.json["outcome"], failed.json["cause"]) == ("review", "model")
+        assert door.ask(get("/v1/decisions/modelled/p2")).json == {**told(failed), "late_decision": None}
+        assert failed.json["timed_out"] is False
         crashed = door.ask(post(decide("modelled"), payment(3, -3.0)))
         assert crashed.json["cause"] == "model"
         models_up(door)

@@ -8,8 +8,8 @@ import time
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from penstock.runtime.gate import REPEAT
 from penstock.runtime.snapshots import Snapshots
-from penstock.serve.core import REPEAT
 from penstock.serve.metrics import histogram
 from serve.client import DECIDE, Running, eventually, get, post, running
 from serve.stand_in import StandIn
@@ -116,9 +116,7 @@ def test_the_snapshots_are_counted_and_missed(core: StandIn) -> None:
         assert found["penstock_snapshotter_starts_total", ()] == 1
         core.log_sequence = 9
         eventually(lambda: door.ask(get("/readyz")).json["warnings"])
-        assert door.ask(get("/readyz")).json["warnings"] == [
-            "no snapshot for 0 s: a start would read 2 commits"
-        ]
+        assert door.ask(get("/readyz")).json["warnings"] == ["no snapshot for 0 s: a start would read 2 commits"]
 
 
 def test_a_gate_that_takes_nothing_says_why(core: StandIn) -> None:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from penstock.serve.core import DECIDE as DECIDE_ONE
-from penstock.serve.core import (
+from penstock.runtime.gate import DECIDE as DECIDE_ONE
+from penstock.runtime.gate import (
     DECIDE_MANY,
     DRY_RUN,
     DRY_RUN_MANY,

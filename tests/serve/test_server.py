@@ -54,9 +54,7 @@ def test_a_port_in_use_is_refused_before_the_core_starts(core: StandIn) -> None:
     assert str(raised.value.__cause__).startswith(f"port {port} of 127.0.0.1 is in use")
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"queue_max": 0}, {"request_s": -1.0}, {"port": 70_000}, {"model_batch_s": 0.0}]
-)
+@pytest.mark.parametrize("wrong", [{"queue_max": 0}, {"request_s": -1.0}, {"port": 70_000}, {"model_batch_s": 0.0}])
 def test_settings_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(SettingsError, match=next(iter(wrong))):
         DoorSettings(**wrong)  # type: ignore[arg-type]
@@ -189,7 +187,7 @@ PROGRAM = """
 import sys
 sys.path[:0] = sys.argv[1:]
 from penstock.runtime.snapshots import Snapshots
-from penstock.serve.server import run
+from penstock.serve.server import Steps, run
 from penstock.serve.settings import Doors, DoorSettings, PolicyDoor
 from serve.stand_in import StandIn
 
@@ -203,7 +201,7 @@ def listening(host, port):
 
 core = StandIn(slowly)
 doors = Doors(policies=(PolicyDoor("authorise", 0, within_s=30.0),))
-run(core, doors, DoorSettings(port=0), snapshots=Snapshots(30.0), listening=listening)
+run(core, doors, DoorSettings(port=0), snapshots=Snapshots(30.0), steps=Steps(listening))
 print("ended in order" if core.stopped else "core left", flush=True)
 """
 
@@ -211,9 +209,7 @@ print("ended in order" if core.stopped else "core left", flush=True)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_process_in_order(root: Path, number: int) -> None:
     folders = [str(root / "src"), str(root / "tests")]
-    with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *folders], stdout=subprocess.PIPE, text=True
-    ) as process:
+    with subprocess.Popen([sys.executable, "-c", PROGRAM, *folders], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         client = Client(int(process.stdout.readline()))
         client.send(post(DECIDE, b"held"))

@@ -13,7 +13,7 @@ use super::words::{Finished, Words};
 use super::{Answer, Kind, Request, Tell, Tells, error_body};
 use crate::answer;
 use crate::conform::{Unknown, conform, keep_rows, read_ipc};
-use crate::decode::{ArrayCut, Decoded, Limits, check_json, content_equal, split_lines};
+use crate::decode::{ArrayCut, Decoded, Limits, check_json, check_one, content_equal, split_lines};
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::schema::Schema;
@@ -138,7 +138,10 @@ impl Core {
         let body = std::mem::take(&mut request.body);
         let source = match request.kind {
             Kind::EventsArrow => read_arrow(&body, &self.plan.topics[request.target].schema()),
-            Kind::EventsJson => Source::text(vec![0..body.len()], body),
+            Kind::EventsJson => match check_one(&body) {
+                Ok(()) => Source::text(vec![0..body.len()], body),
+                Err(refusal) => Err(refusal_body(&refusal)),
+            },
             _ => {
                 let start = body.as_ptr() as usize;
                 let place =

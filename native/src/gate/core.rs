@@ -490,7 +490,7 @@ pub(super) fn fallback_body(plan: &Plan, policy: usize, events: &RecordBatch, ro
     answer::write_value(&mut id, events.column(topic.id), topic.fields[topic.id].kind, row);
     let mut body = Vec::new();
     let about = &plan.policies[policy];
-    answer::write_fallback(&mut body, &id, &about.fallback, &about.version, Some("deadline"));
+    answer::write_fallback(&mut body, &id, &about.fallback, &about.version, answer::DEADLINE);
     body
 }
 

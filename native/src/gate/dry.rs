@@ -92,7 +92,7 @@ impl Core {
             cycle.finish(waiter, Words::Row { table: number, row }, None);
         }
         let schema = self.policies[pending.policy].decisions;
-        let extra = Extra { dry_run: true, ..Extra::default() };
+        let extra = Extra { dry_run: true };
         cycle.decided.push(Decided { schema, table, extra });
         Ok(())
     }

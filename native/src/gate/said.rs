@@ -92,7 +92,7 @@ impl Core {
         let kind = self.plan.timeouts_schema(policy).fields[0].kind;
         answer::write_value(&mut id, table.column(0), kind, row);
         let mut body = Vec::new();
-        answer::write_fallback(&mut body, &id, text(2), text(3), Some(text(4)));
+        answer::write_fallback(&mut body, &id, text(2), text(3), text(4));
         Ok(Some(body))
     }
 
@@ -175,17 +175,15 @@ impl Core {
             (None, Some(decision)) => (decision, None),
             (None, None) => return Ok(Some((404, error_body("pending", "it is not decided yet", None)))),
         };
-        answer::finish(&mut body, 0);
-        body.pop();
         body.extend_from_slice(b",\"late_decision\":");
         match late {
             None => body.extend_from_slice(b"null"),
             Some(mut decision) => {
-                answer::finish(&mut decision, 0);
+                answer::close(&mut decision);
                 body.extend_from_slice(&decision);
             }
         }
-        body.push(b'}');
+        answer::close(&mut body);
         Ok(Some((200, body)))
     }
 

@@ -105,7 +105,7 @@ impl Gate {
             Err(refusal) => (422, error_body(refusal.code, &refusal.to_string(), refusal.field.as_deref())),
             Ok(id) => {
                 let mut body = Vec::with_capacity(256);
-                answer::write_fallback(&mut body, &id, &about.fallback, &about.version, Some(cause));
+                answer::write_fallback(&mut body, &id, &about.fallback, &about.version, cause);
                 answer::finish(&mut body, took_ns);
                 (200, body)
             }

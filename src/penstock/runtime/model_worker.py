@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from penstock.errors import DefinitionError
 from penstock.runtime.diagnostics import LoggedText, start_diagnostics
 from penstock.runtime.frames import (
     FAILED,
@@ -46,7 +47,13 @@ def main(arguments: list[str]) -> None:
         sys.stdout = sys.stderr = LoggedText(logging.getLogger(f"penstock.models.{model}"))
     with socket.socket(fileno=int(descriptor)) as gate:
         live_with_parent(gate)
-        function = load_function(Path(app), model)
+        try:
+            function = load_function(Path(app), model)
+        except Exception as error:
+            # In full for who reads the diagnostics, in a line for `/readyz`.
+            traceback.print_exc()
+            gate.sendall(encode([(WARM_UP, FAILED, describe(error).encode())]))
+            sys.exit(1)
         gate.sendall(encode([(WARM_UP, SCORES, b"")]))
         serve_batches(gate, function)
 
@@ -102,10 +109,7 @@ def score_parts(parts: list[Part], function: Score) -> list[Part]:
         if len(parts) > 1:
             return [part for one in parts for part in score_parts([one], function)]
         return [(parts[0][0], FAILED, describe(error).encode())]
-    return [
-        (number, SCORES, piece)
-        for (number, _, _), piece in zip(parts, cut(scores, frames), strict=True)
-    ]
+    return [(number, SCORES, piece) for (number, _, _), piece in zip(parts, cut(scores, frames), strict=True)]
 
 
 def cut(scores: bytes, frames: list[pl.DataFrame]) -> list[bytes]:
@@ -145,6 +149,8 @@ def describe(error: Exception) -> str:
     """What went wrong and where, not in the error's own words: those may hold an event's values."""
     if isinstance(error, WrongAnswerError):
         return str(error)
+    if isinstance(error, DefinitionError):
+        return error.message  # of the user's file, before it has seen any event
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{place}"

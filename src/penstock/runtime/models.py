@@ -3,7 +3,7 @@
              start              loaded, warmed up            a batch
     down ───────────▶ starting ───────────────────▶ ready ◀──────────▶ at work
       ▲                  │                            │                   │
-      └──── back-off ────┴──────── ended ─────────────┴──── too long ─────┘
+      └──── back-off ────┴──── ended, no warm-up ─────┴──── too long ─────┘
 
 Nothing here waits: whatever happens to a model, its batches are answered, scored or failed, and no
 other work of the gate is held back. While a model is down its batches fail at once.
@@ -56,13 +56,16 @@ THREADS = ("POLARS_MAX_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL
 # Takes a batch's scores (number, float64s); empty where it failed.
 Scored = Callable[[int, bytes], None]
 
+# Hears that a model has come up, or has been lost.
+Moved = Callable[["Worker"], None]
+
 
 @dataclass(frozen=True)
 class ModelSpec:
     """A model: its name in the user's file `app`, and the shortest deadline of its policies.
 
-    `warm_up` is an Arrow stream of no rows with the columns that batches will have; empty leaves
-    the warm-up out.
+    `warm_up` is an Arrow stream with the columns that batches will have; empty leaves the warm-up
+    out. A model that cannot score it is not up.
     """
 
     name: str
@@ -92,9 +95,16 @@ class Models:
         limits: ModelLimits,
         *,
         scored: Scored,
+        moved: Moved | None = None,
         program: Sequence[str] = PROGRAM,
     ) -> None:
-        self.workers = [Worker(spec, limits, scored=scored, program=program) for spec in specs]
+        hear = moved or _nobody
+        self.workers = [Worker(spec, limits, scored, hear, program=program) for spec in specs]
+
+    @property
+    def proven(self) -> bool:
+        """Whether each has been up once: from then on one that is lost is started again meanwhile."""
+        return all(worker.proven for worker in self.workers)
 
     def start(self) -> None:
         for worker in self.workers:
@@ -114,14 +124,23 @@ class Worker:
     """One model's process, and what it has been given."""
 
     def __init__(
-        self, spec: ModelSpec, limits: ModelLimits, *, scored: Scored, program: Sequence[str]
+        self,
+        spec: ModelSpec,
+        limits: ModelLimits,
+        scored: Scored,
+        moved: Moved,
+        *,
+        program: Sequence[str],
     ) -> None:
         self.spec = spec
         self.ready = False
+        self.proven = False  # it has been ready once
+        self.trouble = "it is starting"  # why it is not ready, while it is not
         self.starts = self.scored = self.failed = 0
         self.busy_s = 0.0
         self._limits = limits
         self._tell = scored
+        self._moved = moved
         self._program = program
         self._waiting: deque[Part] = deque()
         self._at_work: list[int] = []  # the numbers of the batches in the process
@@ -187,9 +206,11 @@ class Worker:
         logger.warning(
             'model "%s": %s; starting it again in %.1f s', self.spec.name, reason, self._back_off_s
         )
+        self.trouble = reason
         self._end_process()
         self._timer = asyncio.get_running_loop().call_later(self._back_off_s, self.start)
         self._back_off_s = min(2 * self._back_off_s, BACK_OFF_LAST_S)
+        self._moved(self)
 
     # The steps of these.
 
@@ -210,6 +231,8 @@ class Worker:
     def _loaded(self, parts: list[Part]) -> None:
         if self.ready or [number for number, _, _ in parts] != [WARM_UP]:
             self.lose("it answered something that it was not asked")
+        elif parts[0][1] != SCORES:
+            self.lose(f"it could not be loaded: {_reason(parts[0])}")
         elif self.spec.warm_up:
             self._send([(WARM_UP, ROWS, self.spec.warm_up)], self._limits.start_s)
         else:
@@ -217,15 +240,18 @@ class Worker:
 
     def _become_ready(self) -> None:
         self._stop_timer()
-        self.ready = True
+        self.ready = self.proven = True
         logger.info('model "%s" is up', self.spec.name)
+        self._moved(self)
 
     def _take(self, number: int, state: int, load: bytes) -> None:
-        if state != SCORES:
-            self._complain(load.decode(errors="replace"))
-        if number == WARM_UP:
+        reason = "" if state == SCORES else _reason((number, state, load))
+        if number == WARM_UP and reason:
+            self.lose(f"its warm-up failed: {reason}")
+        elif number == WARM_UP:
             self._become_ready()
-        elif state != SCORES:
+        elif reason:
+            self._complain(reason)
             self._fail([number])
         else:
             self.scored += 1
@@ -341,6 +367,15 @@ class Pipe(asyncio.Protocol):
     def _lose(self, reason: str) -> None:
         if self._worker is not None:
             self._worker.lose(reason)
+
+
+def _reason(part: Part) -> str:
+    """Why there are no scores, in the process's words."""
+    return part[2].decode(errors="replace")
+
+
+def _nobody(worker: Worker) -> None:
+    """Nobody asked to hear of it."""
 
 
 async def _connect(loop: asyncio.AbstractEventLoop, pipe: Pipe, ours: socket.socket) -> None:

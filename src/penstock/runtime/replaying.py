@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from penstock import _native
 from penstock.errors import DefinitionError, InputError
 from penstock.runtime.app import load_app
+from penstock.runtime.gate import EVENTS_ARROW
 from penstock.runtime.history import FileHistory, HistoryFile, LogHistory
 from penstock.runtime.plan import Plan, compile_plan
 from penstock.runtime.replay import Replay, choose, in_background, write_parquet
@@ -23,7 +24,6 @@ from penstock.settings import Settings
 if TYPE_CHECKING:
     import pyarrow as pa
 
-EVENTS_ARROW = 4
 LOAD_ROWS = 16_384
 LOADS_WAITING = 4
 

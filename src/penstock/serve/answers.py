@@ -11,9 +11,10 @@ from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any
 
+from penstock.runtime.gate import REPEAT
+
 # The form of an answer, as bits: what its head says beside status and length.
-REPEAT = 1  # the core's flag of the same value
-CLOSE = 2
+CLOSE = 2  # beside the core's REPEAT, which goes on as it is
 NO_BODY = 4
 NDJSON = 8
 TEXT = 16

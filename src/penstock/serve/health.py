@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from time import monotonic_ns
 from typing import Any
 
-from penstock.runtime.models import Models
+from penstock.runtime.models import Models, Worker
 from penstock.runtime.snapshots import Snapshots
 from penstock.serve.answers import error_body
-from penstock.serve.http import Door
+from penstock.serve.door import Door
 
 WARN_FROM = 0.8
 # A topic so far behind those whose events it reads is named where the state is large.
@@ -38,7 +38,7 @@ class Health:
         reasons = list(self._reasons(stats))
         if reasons:
             return 503, error_body("not_ready", "; ".join(reasons), reasons=reasons), 0
-        warnings = [*state_warnings(stats), *self._warnings(stats)]
+        warnings = [*state_warnings(stats), *self._model_warnings(), *self._warnings(stats)]
         return 200, json.dumps({"ready": True, "warnings": warnings}).encode(), 0
 
     def watch(self, now_ns: int) -> None:
@@ -68,14 +68,23 @@ class Health:
         if stats["full"] is not None:
             yield f"nothing is taken at present: {stats['full']}"
         for worker in self._models.workers:
-            if not worker.ready:
-                yield f'model "{worker.spec.name}" is not up'
-
+            if not worker.proven:
+                yield trouble(worker)
 
     def _warnings(self, stats: dict[str, Any]) -> Iterator[str]:
         yield from self._snapshots.warnings(stats["log_sequence"])
         if stats["removal_failed"] is not None:
             yield f"old files stay for now: {stats['removal_failed']}"
+
+    def _model_warnings(self) -> Iterator[str]:
+        """One that has been up is started again meanwhile: its policies have their fallback, others need it not."""
+        for worker in self._models.workers:
+            if worker.proven and not worker.ready:
+                yield trouble(worker)
+
+
+def trouble(worker: Worker) -> str:
+    return f'model "{worker.spec.name}" is not up: {worker.trouble}'
 
 
 def state_warnings(stats: dict[str, Any]) -> Iterator[str]:

@@ -14,8 +14,8 @@ from typing import Any
 from penstock.runtime.models import Models
 from penstock.runtime.snapshots import Snapshots
 from penstock.serve.answers import TEXT
+from penstock.serve.door import Door
 from penstock.serve.health import state_warnings
-from penstock.serve.http import Door
 from penstock.serve.routes import LATENCY_BOUNDS_S, Route, Routes
 
 # One sample: the rest of its name, its labels as written, its value.
@@ -68,9 +68,7 @@ CORE = {
 class Metrics:
     """`GET /metrics`."""
 
-    def __init__(
-        self, *, door: Door, routes: Routes, models: Models, snapshots: Snapshots
-    ) -> None:
+    def __init__(self, *, door: Door, routes: Routes, models: Models, snapshots: Snapshots) -> None:
         self._door = door
         self._routes = routes
         self._models = models
@@ -140,7 +138,6 @@ class Metrics:
         up = samples(int(worker.ready) for worker in workers)
         yield family("model_up", "gauge", "1 while a model's process takes batches.", up)
 
-
     def _snapshot_families(self) -> Iterator[Iterable[str]]:
         snapshots = self._snapshots
         starts = [("", "", snapshots.starts)]
@@ -200,9 +197,7 @@ def latency(route: Route) -> Iterator[Sample]:
     return histogram(route.labels, bounds, counts, route.latency_ns / 1e9)
 
 
-def histogram(
-    labelled: str, bounds: Sequence[float], counts: Sequence[int], total: float
-) -> Iterator[Sample]:
+def histogram(labelled: str, bounds: Sequence[float], counts: Sequence[int], total: float) -> Iterator[Sample]:
     """The cumulative buckets of Prometheus from one count an interval."""
     comma = "," if labelled else ""
     *sums, number = accumulate(counts)

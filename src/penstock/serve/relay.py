@@ -13,20 +13,18 @@ import asyncio
 import json
 import logging
 import os
+from collections import deque
 from collections.abc import Callable
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from penstock.errors import LogError
+from penstock.runtime.gate import DECIDE, DECIDE_MANY, MODEL, REPEAT, SCORES, Gate, Request
 from penstock.serve.answers import Answers, Refusal
-from penstock.serve.core import DECIDE, DECIDE_MANY, MODEL, REPEAT, SCORES, Gate, Request
 from penstock.serve.deadlines import Deadline
 from penstock.serve.limits import Rate, Reserve
 from penstock.serve.routes import Route, Routes
 from penstock.serve.settings import DoorSettings
-
-if TYPE_CHECKING:
-    from penstock.serve.http import Connection
 
 logger = logging.getLogger("penstock.serve")
 
@@ -48,6 +46,14 @@ LOOK_NS = 100_000_000
 _LINES_PER_TURN = 200
 
 Fallback = Callable[[int, bytes, int], tuple[int, bytes]]
+
+
+class Connection(Protocol):
+    """What is known here of who asks: what they wait for, in order, and that answers may leave."""
+
+    queue: deque[Exchange]
+
+    def flush(self) -> None: ...
 
 
 class Exchange:

@@ -7,8 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from urllib.parse import parse_qsl, unquote, unquote_to_bytes
 
-from penstock.serve.answers import Refusal
-from penstock.serve.core import (
+from penstock.runtime.gate import (
     DECIDE,
     DECIDE_MANY,
     DRY_RUN,
@@ -19,8 +18,9 @@ from penstock.serve.core import (
     LOOKUP,
     POSITION,
 )
+from penstock.serve.answers import Refusal
 from penstock.serve.deadlines import Deadline
-from penstock.serve.settings import Doors, DoorSettings
+from penstock.serve.settings import Doors, DoorSettings, PolicyDoor, TopicDoor
 
 # Media types of bodies, as positions in a route's `kinds`.
 JSON, NDJSON, ARROW = 0, 1, 2
@@ -107,48 +107,10 @@ class Routes:
         self.healthz = Route("healthz", method=b"GET")
         self.readyz = Route("readyz", method=b"GET")
         self.refused = Route("refused")  # what reached no route
-        self.decide = {
-            policy.name: Route(
-                "decide",
-                policy=policy.name,
-                kinds=(DECIDE, DECIDE_MANY, None),
-                target=policy.index,
-                deadline=Deadline(policy.within_s),
-                fallback_on_overload=policy.on_overload == "fallback",
-            )
-            for policy in doors.policies
-        }
-        self.dry_run = {
-            policy.name: Route(
-                "dry_run",
-                policy=policy.name,
-                kinds=(DRY_RUN, DRY_RUN_MANY, None),
-                target=policy.index,
-                deadline=patience,
-            )
-            for policy in doors.policies
-        }
-        self.decisions = {
-            policy.name: Route(
-                "decisions",
-                policy=policy.name,
-                method=b"GET",
-                kinds=(LOOKUP, LOOKUP, LOOKUP),
-                target=policy.index,
-                deadline=patience,
-            )
-            for policy in doors.policies
-        }
-        self.events = {
-            topic.name: Route(
-                "events",
-                topic=topic.name,
-                kinds=(EVENTS_JSON, EVENTS_NDJSON, EVENTS_ARROW),
-                target=topic.index,
-                deadline=patience,
-            )
-            for topic in doors.topics
-        }
+        self.decide = {door.name: _decide(door) for door in doors.policies}
+        self.dry_run = {door.name: _dry_run(door, patience) for door in doors.policies}
+        self.decisions = {door.name: _decisions(door, patience) for door in doors.policies}
+        self.events = {door.name: _events(door, patience) for door in doors.topics}
         self.positions = Route("positions", kinds=(POSITION, None, None), deadline=patience)
         self._usual = self._usual_urls()
 
@@ -177,7 +139,7 @@ class Routes:
                 _check_query(query, ())
                 return self.positions, b""
             case [b"", b"v1", b"policies", name, b"decide"]:
-                routes = self.dry_run if _dry_run(query) else self.decide
+                routes = self.dry_run if _wants_dry_run(query) else self.decide
                 return _named(routes, name, "policy"), b""
             case [b"", b"v1", b"decisions", name, text] if text:
                 _check_query(query, ())
@@ -195,6 +157,32 @@ class Routes:
             **{f"/v1/policies/{name}/decide?dry_run=1".encode(): r for name, r in self.dry_run.items()},
             **{f"/v1/topics/{name}/events".encode(): r for name, r in self.events.items()},
         }
+
+
+def _decide(door: PolicyDoor) -> Route:
+    return Route(
+        "decide",
+        policy=door.name,
+        kinds=(DECIDE, DECIDE_MANY, None),
+        target=door.index,
+        deadline=Deadline(door.within_s),
+        fallback_on_overload=door.on_overload == "fallback",
+    )
+
+
+def _dry_run(door: PolicyDoor, patience: Deadline) -> Route:
+    kinds = (DRY_RUN, DRY_RUN_MANY, None)
+    return Route("dry_run", policy=door.name, kinds=kinds, target=door.index, deadline=patience)
+
+
+def _decisions(door: PolicyDoor, patience: Deadline) -> Route:
+    kinds, target = (LOOKUP, LOOKUP, LOOKUP), door.index
+    return Route("decisions", policy=door.name, method=b"GET", kinds=kinds, target=target, deadline=patience)
+
+
+def _events(door: TopicDoor, patience: Deadline) -> Route:
+    kinds = (EVENTS_JSON, EVENTS_NDJSON, EVENTS_ARROW)
+    return Route("events", topic=door.name, kinds=kinds, target=door.index, deadline=patience)
 
 
 def media_type(value: bytes) -> int | None:
@@ -219,7 +207,7 @@ def _named(routes: dict[str, Route], name: bytes, what: str) -> Route:
     return route
 
 
-def _dry_run(query: bytes) -> bool:
+def _wants_dry_run(query: bytes) -> bool:
     value = _check_query(query, ("dry_run",)).get("dry_run", "0")
     if value not in ("0", "1"):
         raise Refusal("unknown_parameter", "dry_run is 1 or 0", parameter="dry_run")

@@ -15,16 +15,16 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from time import monotonic, monotonic_ns, time
 
 from penstock.errors import PenstockError, SettingsError
-from penstock.runtime.models import PROGRAM, ModelLimits, Models
+from penstock.runtime.gate import Gate
+from penstock.runtime.models import PROGRAM, ModelLimits, Models, Worker
 from penstock.runtime.snapshots import Snapshots
 from penstock.serve.answers import Answers
-from penstock.serve.core import Gate
-from penstock.serve.health import Health
-from penstock.serve.http import Door
+from penstock.serve.door import Door
+from penstock.serve.health import Health, trouble
 from penstock.serve.metrics import Metrics
 from penstock.serve.relay import Relay
 from penstock.serve.routes import Routes
@@ -40,7 +40,19 @@ LAST_WRITES_S = 1.0
 # What the process opens beside its connections: the log's files, the models' sockets, the rest.
 OTHER_FILES = 512
 
-Listening = Callable[[str, int], None]
+
+@dataclass(frozen=True)
+class Steps:
+    """Who hears how the start goes: `listening` once calls are taken (host and port), then `ready` once all models
+    have come up, as `/readyz` says too. Until then `waiting` hears of each model that did not: which, and why.
+    """
+
+    listening: Callable[[str, int], None] = lambda host, port: None
+    waiting: Callable[[str], None] = lambda reason: None
+    ready: Callable[[], None] = lambda: None
+
+
+UNHEARD = Steps()
 
 
 def run(
@@ -49,7 +61,7 @@ def run(
     settings: DoorSettings,
     *,
     snapshots: Snapshots,
-    listening: Listening | None = None,
+    steps: Steps = UNHEARD,
     model_program: Sequence[str] = PROGRAM,
 ) -> None:
     """Serve until a signal, as this process's main task."""
@@ -59,9 +71,7 @@ def run(
         # What was made by now stays: a collection that walks it would hold every answer back.
         gc.collect()
         gc.freeze()
-        runner.run(
-            serve(core, doors, settings, snapshots=snapshots, listening=listening, model_program=model_program)
-        )
+        runner.run(serve(core, doors, settings, snapshots=snapshots, steps=steps, model_program=model_program))
 
 
 async def serve(
@@ -70,22 +80,21 @@ async def serve(
     settings: DoorSettings,
     *,
     snapshots: Snapshots,
-    listening: Listening | None = None,
+    steps: Steps = UNHEARD,
     stop: asyncio.Event | None = None,
     model_program: Sequence[str] = PROGRAM,
 ) -> None:
     """Answer HTTP until SIGTERM or SIGINT, then end in order; a second signal waits for no answers.
 
-    `listening` is called with host and port once calls are taken. Where `stop` is given it ends the
-    doors, and signals are left alone. Raises `SettingsError` for an address that cannot be listened
-    on, and what the core raised if it was lost.
+    Where `stop` is given it ends the doors, and signals are left alone. Raises `SettingsError` for
+    an address that cannot be listened on, and what the core raised if it was lost.
     """
     check_loopback(settings.host)
     connections_max = allow_connections(settings.connections_max)
     settings = replace(settings, connections_max=connections_max)
-    server = Server(core, doors, settings, snapshots, model_program)
+    server = Server(core, doors, settings, snapshots, steps, model_program)
     with stop_signals(stop) as (stop, hurry):
-        await server.live(listening or _nobody, stop=stop, hurry=hurry)
+        await server.live(stop=stop, hurry=hurry)
 
 
 class Server:
@@ -97,22 +106,21 @@ class Server:
         doors: Doors,
         settings: DoorSettings,
         snapshots: Snapshots,
+        steps: Steps,
         model_program: Sequence[str],
     ) -> None:
         routes = Routes(doors, settings)
-        limits = ModelLimits(
-            settings.model_start_s, settings.model_batch_s, settings.model_queue_max
-        )
+        limits = ModelLimits(settings.model_start_s, settings.model_batch_s, settings.model_queue_max)
         self._core = core
         self._settings = settings
+        self._steps = steps
+        self._ready = False
         self._answers = Answers()
         self._relay = relay = Relay(core, routes, settings, self._answers)
-        self._models = Models(doors.models, limits, scored=relay.scored, program=model_program)
+        self._models = Models(doors.models, limits, scored=relay.scored, moved=self._hear_model, program=model_program)
         self._door = Door(settings, routes=routes, relay=relay)
         self._health = Health(door=self._door, models=self._models, snapshots=snapshots)
-        metrics = Metrics(
-            door=self._door, routes=routes, models=self._models, snapshots=snapshots
-        )
+        metrics = Metrics(door=self._door, routes=routes, models=self._models, snapshots=snapshots)
         self._door.pages = {
             routes.metrics: metrics.page,
             routes.healthz: self._health.alive,
@@ -124,14 +132,14 @@ class Server:
         )
         self._ticking: asyncio.TimerHandle | None = None
 
-    async def live(
-        self, listening: Listening, *, stop: asyncio.Event, hurry: asyncio.Event
-    ) -> None:
+    async def live(self, *, stop: asyncio.Event, hurry: asyncio.Event) -> None:
         listener = await self._bind()
         try:
             self._open(stop)
             await listener.start_serving()
-            listening(*listener.sockets[0].getsockname()[:2])
+            self._steps.listening(*listener.sockets[0].getsockname()[:2])
+            self._models.start()
+            self._say_ready()
             await stop.wait()
             listener.close()
             await self._drain(hurry)
@@ -143,9 +151,7 @@ class Server:
         loop = asyncio.get_running_loop()
         host, port = self._settings.host, self._settings.port
         try:
-            return await loop.create_server(
-                self._door.connect, host, port, backlog=BACKLOG, start_serving=False
-            )
+            return await loop.create_server(self._door.connect, host, port, backlog=BACKLOG, start_serving=False)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:  # The loop words it at length, with the address again.
                 hint = "stop what is listening there, or choose another --port"
@@ -155,8 +161,18 @@ class Server:
     def _open(self, stop: asyncio.Event) -> None:
         self._relay.open(self._core.start(), self._models.score)
         self._relay.failed.add_done_callback(lambda _: stop.set())
-        self._models.start()
         self._tick()
+
+    def _hear_model(self, worker: Worker) -> None:
+        if worker.proven:
+            self._say_ready()
+        elif worker.starts == 1:
+            self._steps.waiting(trouble(worker))
+
+    def _say_ready(self) -> None:
+        if self._models.proven and not self._ready:
+            self._ready = True
+            self._steps.ready()
 
     async def _drain(self, hurry: asyncio.Event) -> None:
         """Answer what is held, then have the core end; raises what the core was lost with."""
@@ -285,7 +301,3 @@ def allow_connections(wanted: int) -> int:
         logger.warning("at most %d connections: the process may open %d files", connections, files)
         return connections
     return wanted
-
-
-def _nobody(host: str, port: int) -> None:
-    """Nobody asked to be told."""

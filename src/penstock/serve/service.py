@@ -12,13 +12,12 @@ from typing import Any
 
 from penstock import _native
 from penstock.clock import duration_text
-from penstock.errors import SettingsError
 from penstock.runtime.app import load_app
 from penstock.runtime.followers import Follower
 from penstock.runtime.models import PROGRAM, ModelSpec
 from penstock.runtime.plan import Plan, compile_plan
 from penstock.runtime.snapshots import Snapshots
-from penstock.serve.server import run
+from penstock.serve.server import Steps, run
 from penstock.serve.settings import Doors, DoorSettings, PolicyDoor, TopicDoor, check_loopback
 from penstock.settings import Settings, url
 
@@ -56,9 +55,17 @@ class Service:
         snapshotter = self.snapshotter(snapshots)
         snapshotter.start()
 
-        def listening(host: str, port: int) -> None:
-            say(f"ready after {monotonic() - started:.2f} s: {url(host, port)}")
+        address = ""
 
+        def listening(host: str, port: int) -> None:
+            nonlocal address
+            address = url(host, port)
+
+        steps = Steps(
+            listening,
+            waiting=lambda reason: say(f"not ready, {address}: {reason}; it is started again until it is"),
+            ready=lambda: say(f"ready after {monotonic() - started:.2f} s: {address}"),
+        )
         try:
             program = (*PROGRAM, "json") if self.settings["diagnostics"] == "json" else PROGRAM
             run(
@@ -66,7 +73,7 @@ class Service:
                 self.doors(),
                 door_settings(self.settings),
                 snapshots=snapshots,
-                listening=listening,
+                steps=steps,
                 model_program=program,
             )
         finally:
@@ -130,17 +137,21 @@ class Service:
         return ModelSpec(name, self.app.resolve(), within / 1e6, warm_up)
 
     def warm_up(self, features: int) -> bytes:
-        """No rows, with the columns that a model's batches have."""
+        """One row of zeros, with the columns that a model's batches have.
+
+        Not of no rows: no batch is empty, and many a library refuses to predict nothing.
+        """
         import pyarrow as pa
 
         from penstock.schema import Type
 
         columns = self.plan.document["features"][features]
         fields = self.plan.document["topics"][columns["topic"]]["fields"] + columns["columns"]
-        schema = pa.schema([(field["name"], Type.from_json(field["type"]).to_arrow()) for field in fields])
+        types = {field["name"]: Type.from_json(field["type"]) for field in fields}
+        row = pa.record_batch({name: pa.array([type.zero], type.to_arrow()) for name, type in types.items()})
         sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, schema) as writer:
-            writer.write_batch(pa.RecordBatch.from_pylist([], schema))
+        with pa.ipc.new_stream(sink, row.schema) as writer:
+            writer.write_batch(row)
         body: bytes = sink.getvalue().to_pybytes()
         return body
 
@@ -167,8 +178,6 @@ def door_settings(settings: Settings) -> DoorSettings:
         optional["requests_per_second_max"] = settings["rate"]
     if settings["model_time"] is not None:
         optional["model_batch_s"] = settings["model_time"] / 1e6
-    if not 0 <= settings["port"] <= 65_535:
-        raise SettingsError(f"there is no port {settings['port']}")
     return DoorSettings(
         host=settings["host"],
         port=settings["port"],

@@ -9,6 +9,7 @@ from typing import Literal
 
 from penstock.errors import SettingsError
 from penstock.runtime.models import ModelSpec
+from penstock.settings import HELD_BYTES_MAX
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class DoorSettings:
     """Beyond it a request is refused with 429; a second's worth may come at once."""
     queue_max: int = 20_000
     """Requests that the core has not answered; beyond it 429, or the policy's fallback."""
-    held_bytes_max: int = 256 << 20
+    held_bytes_max: int = HELD_BYTES_MAX
     """Bytes of all large bodies that are being received or answered; beyond it 429."""
     body_bytes_max: int = 32 << 20
     header_bytes_max: int = 16 << 10

@@ -1,11 +1,12 @@
-"""What the door asks of the core: whole bodies in, whole answers out, never waiting for either.
+"""What the core is asked by the door, by tests and by replay: whole bodies in, whole answers out.
 
     door's loop                                    core's thread
     ───────────                                    ─────────────
     submit([(handle, kind, target, body, ns), …]) ──▶ decode, ids, windows, rules, log, fdatasync
     take() ◀── the eventfd turns readable ──────────  [(handle, status, answer, flags), …]
 
-A `handle` is the door's name for one request: unique, rising, given back with the answer.
+Neither side waits for the other. A `handle` is the door's name for one request: unique, rising, given
+back with the answer.
 """
 
 from __future__ import annotations
