@@ -359,7 +359,8 @@ pipeline.policy("score", scored, rules="rules.toml", score=risk, within="30s", f
 def test_all_diagnostics_are_json_where_that_is_asked(tmp_path: Path) -> None:
     """What is said at start, warnings, what a model prints, and the error that ends a second service."""
     app = write_app(tmp_path, app=APP + TALKING)
-    with running(tmp_path / "data", "--diagnostics", "json", "--retention", "1h", app=app) as service:
+    ready = r'"message": "ready after .*: (http://[^"]+)"'
+    with running(tmp_path / "data", "--diagnostics", "json", "--retention", "1h", app=app, said=ready) as service:
         service.call("POST", "/v1/policies/score/decide", json.dumps(payment(1)).encode())
         refused = fail("run", app, "--port", 0, "--data", tmp_path / "data", "--diagnostics", "json")
         assert service.end() == 0
