@@ -20,6 +20,7 @@ PLAIN = "application/json"
 SPECIAL = {"Penstock-Repeat", "Allow", "Retry-After"}
 
 POSITION = {"consumer": "warehouse", "topic": "payments", "offset": 0}
+LETTERS = "/v1/topics/payments/deadletters"
 LOOKUP = "/v1/decisions/authorise/"
 
 
@@ -48,6 +49,9 @@ CASES: list[tuple[str, str, bytes | None, str, int]] = [
     (EVENTS, "POST", b"5", PLAIN, 422),
     (EVENTS, "POST", b"", ARROW, 422),
     ("/v1/topics/other/events", "POST", b"{}", PLAIN, 404),
+    (LETTERS, "POST", text([0], payment(7)), NDJSON, 200),
+    (LETTERS, "POST", text([0], b"{"), NDJSON, 200),
+    (LETTERS, "POST", text([99], payment(7)), NDJSON, 422),
     ("/v1/positions", "POST", text(POSITION), PLAIN, 200),
     ("/v1/positions", "POST", text({**POSITION, "offset": -1}), PLAIN, 422),
     ("/v1/positions", "POST", b"", NDJSON, 415),

@@ -707,24 +707,24 @@ struct LogReader {
 
 #[pymethods]
 impl LogReader {
-    /// Of one topic from an offset, or of everything from the log's start.
+    /// Of one topic from an offset or from the oldest row that is kept, or of everything from the log's start.
     #[new]
-    #[pyo3(signature = (data, topic=None, offset=0))]
+    #[pyo3(signature = (data, topic=None, offset=None))]
     fn new(
         py: Python<'_>,
         data: &Bound<'_, PyAny>,
         topic: Option<String>,
-        offset: u64,
+        offset: Option<u64>,
     ) -> PyResult<LogReader> {
         let disk = disk(data)?;
         let opened = py.detach(|| {
-            let from = match &topic {
-                Some(topic) => log::seek_offset(disk.clone(), topic, offset)?,
-                None => None,
+            let from = match (&topic, offset) {
+                (Some(topic), Some(offset)) => log::seek_offset(disk.clone(), topic, offset)?,
+                _ => None,
             };
             Reader::open(disk, from)
         });
-        Ok(LogReader { reader: opened.map_err(raise)?, topic, offset })
+        Ok(LogReader { reader: opened.map_err(raise)?, topic, offset: offset.unwrap_or(0) })
     }
 
     /// The next section: (topic, base offset, commit time in µs, origin, rows); None at the log's end, for now.

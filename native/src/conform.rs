@@ -13,6 +13,7 @@ use arrow_array::{Array, ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions
 use arrow_schema::DataType;
 use arrow_select::filter::filter_record_batch;
 
+pub(crate) use self::columns::convert;
 use self::columns::{Converted, Unfit};
 pub use self::stream::{read_ipc, write_ipc};
 use crate::decode::{Limits, Refusal, Wrong};
@@ -37,7 +38,7 @@ pub fn conform(
     limits: &Limits,
     unknown: Unknown,
 ) -> Result<(RecordBatch, Vec<(u32, Refusal)>)> {
-    conform_by(columns::convert, batch, schema, limits, unknown)
+    conform_by(convert, batch, schema, limits, unknown)
 }
 
 /// The same for the cells of a text file, which are all text; columns that the schema does not have are ignored.

@@ -28,6 +28,8 @@ pub struct TopicPlan {
     pub retain_us: i64,
     pub lateness_us: i64,
     pub ahead_us: i64,
+    /// Whether events that its door rejects are kept.
+    pub dead_letters: bool,
 }
 
 /// What is remembered of one topic by one key.

@@ -220,6 +220,87 @@ def export_command(topic: str, target: Path, **options: Any) -> None:
     click.echo(f"wrote {number_of(rows, 'row')} to {target}")
 
 
+@commands.group("deadletters")
+def deadletters_group() -> None:
+    """Events that a topic's door rejected, which the log keeps until they are put right."""
+
+
+@deadletters_group.command("list")
+@click.argument("topic", required=False)
+@settings_options("data")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def deadletters_list_command(topic: str | None, as_json: bool, **options: Any) -> None:
+    """The dead letters of TOPIC, or of all: where from and why, without what they hold."""
+    from penstock.runtime.deadletters import read_letters
+
+    letters = [letter.about() for letter in read_letters(read_options(options)["data"], topic)]
+    if as_json:
+        click.echo(json.dumps(letters, indent=2))
+        return
+    for each in letters:
+        click.echo(
+            f"{each['topic']} {each['offset']:>9}  {each['received_at']}  {each['source']} {each['request']}, "
+            f"row {each['index']}, {number_of(each['bytes'], 'byte')}  {each['code']}: {each['message']}"
+        )
+
+
+@deadletters_group.command("show")
+@click.argument("topic")
+@click.argument("offsets", type=click.IntRange(min=0), nargs=-1)
+@settings_options("data")
+@click.option("--to", "target", type=click.Path(path_type=Path), help="Write the events to this file, to correct them.")
+def deadletters_show_command(topic: str, offsets: tuple[int, ...], target: Path | None, **options: Any) -> None:
+    """The dead letters of TOPIC at these OFFSETS, or all, with the events as they came."""
+    from penstock.runtime.deadletters import choose_letters, read_letters, write_events
+
+    letters = choose_letters(read_letters(read_options(options)["data"], topic), offsets)
+    if target is not None:
+        write_events(letters, target)
+        click.echo(f"wrote {number_of(len(letters), 'event')} to {target}")
+        return
+    for letter in letters:
+        click.echo(json.dumps({**letter.about(), "body": letter.body, "encoding": letter.encoding}, indent=2))
+
+
+@deadletters_group.command("retry")
+@click.argument("topic")
+@click.argument("offsets", type=click.IntRange(min=0), nargs=-1)
+@settings_options("data", "host", "port")
+@click.option("--from", "source", type=click.Path(path_type=Path), help="A corrected file of `show --to`.")
+def deadletters_retry_command(topic: str, offsets: tuple[int, ...], source: Path | None, **options: Any) -> None:
+    """Send the dead letters of TOPIC at these OFFSETS, or all, through the running service once more.
+
+    Exit status 1 where some are rejected again.
+    """
+    from penstock.runtime.deadletters import (
+        DeadLetter,
+        choose_letters,
+        original_events,
+        read_events,
+        read_letters,
+        retry_letters,
+    )
+
+    settings = read_options(options)
+    if source is not None and offsets:
+        raise click.UsageError("give offsets or --from, not both")
+    letters = read_letters(settings["data"], topic)
+    skipped: list[DeadLetter] = []
+    if source is not None:
+        events = read_events(source)
+        choose_letters(letters, events)
+    else:
+        events = original_events(choose_letters(letters, offsets), skipped.append)
+    done = retry_letters(topic, events, url=url(settings["host"], settings["port"]))
+    click.echo(f"put {number_of(done.taken, 'event')} right")
+    for letter in skipped:
+        click.echo(f"{topic} {letter.offset}: not kept whole; correct it with show --to and retry --from")
+    for offset, message in done.rejected.items():
+        click.echo(f"{topic} {offset}: {message}")
+    if skipped or done.rejected:
+        sys.exit(1)
+
+
 @commands.group("log")
 def log_group() -> None:
     """The log's files."""

@@ -1,5 +1,6 @@
 //! Requests with many events: taken in slices of one commit each, so that no decision waits behind all of one.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ops::Range;
 
@@ -8,6 +9,7 @@ use arrow_array::{Array, RecordBatch};
 
 use super::admit::{Seen, Taken, id_hashes};
 use super::core::{CLOSING_BYTES, Core, Cycle, Waiter, fallback_body, refusal_body, take_new, take_rows};
+use super::dead::{self, Rejected, Retried};
 use super::weight::{Sum, Weight};
 use super::words::{Finished, Words};
 use super::{Answer, Kind, Request, Tell, Tells, error_body};
@@ -28,6 +30,8 @@ const SLICE_BYTES: usize = 128;
 pub(super) struct Bulk {
     pub handle: u64,
     pub held_ns: u64,
+    pub kind: Kind,
+    pub received_us: i64,
     purpose: Purpose,
     source: Source,
     /// The first line that has not been taken.
@@ -43,7 +47,10 @@ pub(super) struct Bulk {
     in_order: bool,
     /// For events, the offset of each line that is in the log.
     offsets: Vec<Option<i64>>,
-    rejected: Vec<(usize, Vec<u8>)>,
+    pub rejected: Vec<Rejected>,
+    /// Dead letters of this request, and how many of them are not in the log yet.
+    pub letters: usize,
+    pub letters_open: usize,
     repeated: usize,
     tells: Vec<Tell>,
     pub told: bool,
@@ -58,7 +65,12 @@ enum Purpose {
 
 /// Where the events of a request are, each a line.
 enum Source {
-    Text { body: Vec<u8>, lines: Vec<Range<usize>> },
+    Text {
+        body: Vec<u8>,
+        lines: Vec<Range<usize>>,
+        /// The dead letter that each line was, where they are tried again.
+        letters: Vec<i64>,
+    },
     Arrow(RecordBatch),
 }
 
@@ -68,7 +80,7 @@ const LINES_MAX: usize = 500_000;
 impl Source {
     fn text(lines: Vec<Range<usize>>, body: Vec<u8>) -> std::result::Result<Source, Vec<u8>> {
         check_readable(lines.len(), lines.iter().map(|line| &body[line.clone()]))?;
-        Ok(Source::Text { body, lines })
+        Ok(Source::Text { body, lines, letters: Vec::new() })
     }
 
     fn len(&self) -> usize {
@@ -139,15 +151,14 @@ impl Core {
         let source = match request.kind {
             Kind::EventsArrow => read_arrow(&body, &self.plan.topics[request.target].schema()),
             Kind::EventsJson => match check_one(&body) {
-                Ok(()) => Source::text(vec![0..body.len()], body),
+                Ok(()) => Source::text(std::iter::once(0..body.len()).collect(), body),
                 Err(refusal) => Err(refusal_body(&refusal)),
             },
-            _ => {
-                let start = body.as_ptr() as usize;
-                let place =
-                    |line: &[u8]| line.as_ptr() as usize - start..line.as_ptr() as usize - start + line.len();
-                Source::text(split_lines(&body).into_iter().map(place).collect(), body)
-            }
+            Kind::Retry => self.read_retry(request.target, &body).map(|letters| {
+                let lines = line_places(&body).split_off(1);
+                Source::Text { body, lines, letters }
+            }),
+            _ => Source::text(line_places(&body), body),
         };
         self.enter(cycle, &request, source);
     }
@@ -181,7 +192,7 @@ impl Core {
         };
         let number = self.next_number;
         self.next_number += 1;
-        self.bulk.insert(number, Bulk::new(request.handle, request.held_ns, purpose, source));
+        self.bulk.insert(number, Bulk::new(request, cycle.now_us, purpose, source));
         self.bulk_queue.push_back(number);
     }
 
@@ -194,6 +205,7 @@ impl Core {
             longest_text: self.engine.longest_text(),
         };
         while slice.has_left()
+            && !self.letters.many(&self.weights)
             && let Some(&number) = self.bulk_queue.front()
         {
             let bulk = &self.bulk[&number];
@@ -246,14 +258,14 @@ impl Core {
             Err(error @ Error::Invalid { .. }) => {
                 self.stats.refused += lines.len() as u64;
                 let body = error_body("not_arrow", &error.to_string(), None);
-                lines.for_each(|line| self.refuse_line(number, line, &body));
+                lines.for_each(|line| self.reject_line(number, line, &body));
                 return Ok(());
             }
             decoded => decoded?,
         };
         for (index, refusal) in &decoded.refused {
             self.stats.refused += 1;
-            self.refuse_line(number, lines.start + *index as usize, &refusal_body(refusal));
+            self.reject_line(number, lines.start + *index as usize, &refusal_body(refusal));
         }
         let lines: Vec<usize> = decoded.rows.iter().map(|&index| lines.start + index as usize).collect();
         match purpose {
@@ -281,7 +293,7 @@ impl Core {
             Purpose::Events(topic) => topic,
         };
         match &self.bulk[&number].source {
-            Source::Text { body, lines: ranges } => {
+            Source::Text { body, lines: ranges, .. } => {
                 let lines = ranges[lines.clone()].iter().map(|range| &body[range.clone()]);
                 Ok(self.decoders[topic].decode(lines))
             }
@@ -338,9 +350,12 @@ impl Core {
                 Seen::New => cycle.offset(group, row),
                 Seen::InCycle(group, row) => cycle.offset(*group, *row),
                 Seen::Before(event) => event.offset,
-                Seen::Refused(_, body) => {
+                Seen::Refused(status, body) => {
                     self.stats.refused += 1;
-                    self.refuse_line(number, line, body);
+                    match status {
+                        500.. => self.refuse_line(number, line, body),
+                        _ => self.reject_line(number, line, body),
+                    }
                     continue;
                 }
             };
@@ -348,6 +363,9 @@ impl Core {
             self.stats.repeats += repeated as u64;
             let bulk = self.bulk.get_mut(&number).expect("it is being taken");
             bulk.offsets[line] = Some(offset);
+            if let Source::Text { letters, .. } = &bulk.source {
+                cycle.retried.extend(letters.get(line).map(|&letter| Retried { topic, letter }));
+            }
             bulk.repeated += repeated as usize;
             bulk.open -= 1;
         }
@@ -358,9 +376,15 @@ impl Core {
         let Some(bulk) = self.bulk.get_mut(&number) else { return };
         match bulk.purpose {
             Purpose::Decide(_) | Purpose::DryRun(_) => bulk.answer(line, |text| text.extend_from_slice(body)),
-            Purpose::Events(_) => bulk.rejected.push((line, body.to_vec())),
+            Purpose::Events(_) => bulk.rejected.push(Rejected::new(line, body)),
         }
         bulk.open -= 1;
+    }
+
+    /// A line is refused for what it holds: where it came through its topic's door, the topic keeps it.
+    fn reject_line(&mut self, number: u64, line: usize, body: &[u8]) {
+        self.refuse_line(number, line, body);
+        self.keep_letter(number, body);
     }
 
     pub(super) fn finish_line(
@@ -404,7 +428,8 @@ impl Core {
     pub(super) fn find_told_lines(&mut self, cycle: &Cycle) {
         let told = |bulk: &Bulk| !bulk.told && cycle.told.contains(&bulk.handle);
         for (&number, bulk) in self.bulk.iter().filter(|(_, bulk)| told(bulk)) {
-            let (Purpose::Decide(policy), Source::Text { body, lines }) = (bulk.purpose, &bulk.source) else {
+            let (Purpose::Decide(policy), Source::Text { body, lines, .. }) = (bulk.purpose, &bulk.source)
+            else {
                 continue;
             };
             let topic = self.plan.policy_topic(policy);
@@ -435,7 +460,7 @@ impl Core {
         let hashes = id_hashes(about, batch.column(about.id));
         let same = |(row, hash): (usize, &u64)| {
             let Some((number, line)) = self.told_lines.get(&(policy, *hash)) else { return false };
-            let Source::Text { body, lines } = &self.bulk[number].source else { return false };
+            let Source::Text { body, lines, .. } = &self.bulk[number].source else { return false };
             let line = self.decoders[topic].decode(std::iter::once(&body[lines[*line].clone()]));
             content_equal(&batch, row, &line.batch, 0)
         };
@@ -472,11 +497,13 @@ impl Core {
 }
 
 impl Bulk {
-    fn new(handle: u64, held_ns: u64, purpose: Purpose, source: Source) -> Bulk {
+    fn new(request: &Request, received_us: i64, purpose: Purpose, source: Source) -> Bulk {
         let lines = source.len();
         Bulk {
-            handle,
-            held_ns,
+            handle: request.handle,
+            held_ns: request.held_ns,
+            kind: request.kind,
+            received_us,
             purpose,
             source,
             next: 0,
@@ -487,6 +514,8 @@ impl Bulk {
             in_order: true,
             offsets: vec![None; if matches!(purpose, Purpose::Events(_)) { lines } else { 0 }],
             rejected: Vec::new(),
+            letters: 0,
+            letters_open: 0,
             repeated: 0,
             tells: Vec::new(),
             told: false,
@@ -503,7 +532,23 @@ impl Bulk {
     }
 
     fn done(&self) -> bool {
-        self.open == 0 && self.next == self.source.len()
+        self.open == 0 && self.letters_open == 0 && self.next == self.source.len()
+    }
+
+    /// The topic whose dead letters its rejected lines become, if they do.
+    pub(super) fn topic(&self) -> Option<usize> {
+        match self.purpose {
+            Purpose::Events(topic) if self.kind != Kind::Retry => Some(topic),
+            _ => None,
+        }
+    }
+
+    /// A line as it came; of an Arrow body the row as JSON.
+    pub(super) fn original(&self, line: usize, schema: &Schema) -> Cow<'_, [u8]> {
+        match &self.source {
+            Source::Text { body, lines, .. } => Cow::Borrowed(&body[lines[line].clone()]),
+            Source::Arrow(batch) => Cow::Owned(dead::row_json(batch, schema, line)),
+        }
     }
 
     fn body(&mut self) -> Vec<u8> {
@@ -532,18 +577,22 @@ impl Bulk {
         }
         body.extend_from_slice(b"],\"rejected\":[");
         let mut rejected: Vec<_> = self.rejected.iter().collect();
-        rejected.sort_by_key(|(line, _)| *line);
-        for (position, (line, error)) in rejected.into_iter().enumerate() {
+        rejected.sort_by_key(|rejected| rejected.line);
+        for (position, rejected) in rejected.into_iter().enumerate() {
             if position > 0 {
                 body.push(b',');
             }
-            // `{"error":{…}}` with the line's index in front.
-            body.extend_from_slice(format!("{{\"index\":{line},").as_bytes());
-            body.extend_from_slice(&error[1..]);
+            rejected.write(&mut body);
         }
         body.extend_from_slice(b"]}");
         body
     }
+}
+
+/// Where in a body its lines are.
+fn line_places(body: &[u8]) -> Vec<Range<usize>> {
+    let start = |line: &[u8]| line.as_ptr() as usize - body.as_ptr() as usize;
+    split_lines(body).into_iter().map(|line| start(line)..start(line) + line.len()).collect()
 }
 
 fn read_arrow(body: &[u8], schema: &Schema) -> std::result::Result<Source, Vec<u8>> {

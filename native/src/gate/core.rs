@@ -8,6 +8,7 @@ use hashbrown::HashTable;
 
 use super::admit::{Fresh, Group, Seen};
 use super::bulk::Bulk;
+use super::dead::{Letters, Retried};
 use super::models::Pending;
 use super::stats::Stats;
 use super::stored::Commits;
@@ -94,6 +95,7 @@ pub struct Core {
     pub(super) holding: bool,
     /// By policy and offset: who was told the fallback, and it is not in the log yet.
     pub(super) untold: BTreeMap<(usize, i64), Tell>,
+    pub(super) letters: Letters,
     pub(super) next_number: u64,
     /// The answers of the cycle before: their callers may have been told the fallback while it ran.
     pub(super) last: Vec<(u64, Tells)>,
@@ -137,13 +139,14 @@ pub(super) struct Cycle {
     pub answers: Vec<Answer>,
     pub told: HashSet<u64>,
     pub tells: Vec<Tell>,
+    pub retried: Vec<Retried>,
 }
 
 impl Core {
     /// Whether `step` has work left that no new request has to bring.
     pub fn busy(&self) -> bool {
-        !(self.bulk_queue.is_empty() && self.cutting.is_empty())
-            || (!self.holding && !(self.untold.is_empty() && self.scored.is_empty()))
+        !(self.bulk_queue.is_empty() && self.cutting.is_empty() && self.letters.is_empty())
+            || (!self.holding && (!self.untold.is_empty() || !self.scored.is_empty()))
     }
 
     /// How many of these requests, from the first on, one cycle takes: its commit has the space that was kept for it.
@@ -203,6 +206,7 @@ impl Core {
             self.cut_arrays(&mut cycle);
             self.take_bulk(&mut cycle)?;
         }
+        self.stage_letters(&mut cycle)?;
         self.stage_tells(&mut cycle)?;
         // Last, so that a retry in this cycle still finds its first attempt waiting, and who was told is known; and no
         // more than about a commit of them.
@@ -447,6 +451,7 @@ impl Cycle {
             answers: Vec::new(),
             told: told.handles.into_iter().collect(),
             tells: told.tells,
+            retried: Vec::new(),
         }
     }
 

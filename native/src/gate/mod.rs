@@ -12,6 +12,7 @@
 mod admit;
 mod bulk;
 mod core;
+mod dead;
 mod decisions;
 mod dry;
 mod models;
@@ -50,6 +51,8 @@ pub enum Kind {
     Scores = 8,
     /// Remember how far a consumer has come.
     Position = 9,
+    /// Dead letters once more: their offsets, and the events line by line.
+    Retry = 10,
 }
 
 impl Kind {
@@ -66,6 +69,7 @@ impl Kind {
             DryRunMany,
             Scores,
             Position,
+            Retry,
         ]
         .into_iter()
         .find(|&kind| kind as u8 == number)

@@ -9,7 +9,8 @@ use arrow_select::take::take_record_batch;
 use super::Clock;
 use super::admit::id_hashes;
 use super::core::{Core, PolicyLog, Settings, decision_writer, section, when_there_is_room};
-use super::stats::Stats;
+use super::dead::Letters;
+use super::stats::{DeadLetters, Stats};
 use super::weight::Weights;
 use crate::decide::{Case, Decider, no_score};
 use crate::decode::{Decoder, Limits};
@@ -85,6 +86,8 @@ impl Core {
         stats.flush_us = started.recovery.flush_us;
         stats.state_bytes_max = settings.state_bytes_max as u64;
         stats.decisions = decision_counters(&plan);
+        stats.dead_letters =
+            plan.topics.iter().map(|topic| (topic.name.clone(), DeadLetters::default())).collect();
         let mut core = Core {
             decoders: Arc::new(decoders(&plan, weights.limits)),
             deciders: (0..plan.policies.len())
@@ -102,6 +105,7 @@ impl Core {
             reserve_bytes,
             holding: false,
             untold: BTreeMap::new(),
+            letters: Letters::default(),
             next_number: 1,
             last: Vec::new(),
             worded: Default::default(),

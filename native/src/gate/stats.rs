@@ -27,6 +27,14 @@ impl Histogram {
 }
 
 #[derive(Clone, Debug, Default, Serialize)]
+pub struct DeadLetters {
+    pub kept: u64,
+    /// For more than one request may keep, or for want of space.
+    pub dropped: u64,
+    pub retried: u64,
+}
+
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Stats {
     /// Rises with every cycle: a gate that has work and does not beat is stuck.
     pub beat: u64,
@@ -40,6 +48,8 @@ pub struct Stats {
     pub faults: u64,
     /// Decisions by policy and outcome.
     pub decisions: Vec<(String, String, u64)>,
+    /// By topic: dead letters that were kept, that were not, and that were put right.
+    pub dead_letters: Vec<(String, DeadLetters)>,
     pub model_failures: u64,
     pub core_seconds: Histogram,
     pub sync_seconds: Histogram,

@@ -4,6 +4,7 @@
 //! state remembers. So a row's weight is what is fixed by its policy, its body, and for each text feature the longest
 //! text that is known.
 
+use super::dead::{LETTER_BYTES, LETTER_TOPIC_BYTES, MARK_BYTES};
 use crate::decode::Limits;
 use crate::plan::Plan;
 use crate::schema::{Field, Type};
@@ -22,6 +23,8 @@ pub(super) struct Weights {
     pub cycle_bytes: usize,
     /// A slice of large requests is likely to take so many, as are answers of models, and who was told the fallback.
     pub commit_bytes: usize,
+    /// A cycle writes about so many of dead letters.
+    pub letter_bytes: usize,
     /// Beside rows: what a commit and its sections begin with, and consumers' positions.
     pub frame_bytes: usize,
     /// By so many the catalog may grow, which every segment begins with: consumers and versions of policies.
@@ -58,10 +61,12 @@ impl Weights {
             (0..plan.policies.len()).map(|policy| Weight::new(plan, policy, &topics)).collect();
         let heaviest = policies.iter().map(|weight| weight.fixed + weight.texts * limits.text_bytes).max();
         let row_bytes_max = heaviest.or(topics.iter().copied().max()).unwrap_or(0);
+        let kept = plan.topics.iter().filter(|topic| topic.dead_letters).count();
         Weights {
             cycle_bytes: part(10).min(3 << 19),
             commit_bytes: part(10).min(commit_bytes),
-            catalog_bytes: part(8).min(512 << 10),
+            letter_bytes: part(32).min(1 << 20),
+            catalog_bytes: part(8).min(512 << 10) + LETTER_TOPIC_BYTES * kept,
             frame_bytes: part(64).min(256 << 10),
             row_bytes_max: row_bytes_max + limits.event_bytes + limits.text_bytes,
             limits,
@@ -74,14 +79,16 @@ impl Weights {
         self.policies[policy]
     }
 
+    /// And, where it was a dead letter, the mark that it is none any more.
     pub fn event(&self, topic: usize) -> Weight {
-        Weight { fixed: self.topics[topic], texts: 0 }
+        Weight { fixed: self.topics[topic] + MARK_BYTES, texts: 0 }
     }
 
     /// What a cycle appends at most: single requests, a slice of large ones, and what was in flight.
     pub fn cycle_bytes_max(&self) -> usize {
         let singles = self.cycle_bytes.max(self.row_bytes_max);
-        singles + self.cycle_bytes + self.row_bytes_max + self.held_bytes_max()
+        let letters = self.letter_bytes + 2 * self.limits.text_bytes + LETTER_BYTES;
+        singles + self.cycle_bytes + self.row_bytes_max + letters + self.held_bytes_max()
     }
 
     /// What a cycle appends at most of decisions whose events are in the log: models' answers, and who was told the

@@ -34,6 +34,8 @@ class Topic:
 
     name: str
     schema: EventSchema
+    # Whether events that its door rejects are kept.
+    dead_letters: bool = True
     # The sets defined on this topic, so that a pipeline without a policy can compute them too.
     feature_sets: list[FeatureSet] = dataclasses.field(default_factory=list, compare=False, repr=False)
 

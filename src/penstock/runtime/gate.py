@@ -24,6 +24,7 @@ DRY_RUN = 6
 DRY_RUN_MANY = 7
 SCORES = 8  # a model's answer; the target is its batch number, the body float64s
 POSITION = 9  # how far a consumer has come
+RETRY = 10  # dead letters: a line of their offsets, then NDJSON; the target is a topic
 
 # Flags of an answer.
 REPEAT = 1  # told before: the answer says so in a header

@@ -34,8 +34,11 @@ class Pipeline:
         self.models: dict[str, Model] = {}
         self.policies: dict[str, Policy] = {}
 
-    def topic(self, name: str, event: type[Event]) -> Topic:
-        """A stream of `event`s with this name in the log."""
+    def topic(self, name: str, event: type[Event], *, dead_letters: bool = True) -> Topic:
+        """A stream of `event`s with this name in the log.
+
+        What its door rejects of many events is kept as dead letters, unless `dead_letters` is False.
+        """
         _check_name("a topic", name)
         if name in self.topics:
             raise DefinitionError(f'the pipeline has a topic "{name}" already')
@@ -43,7 +46,7 @@ class Pipeline:
             raise DefinitionError(f'topic "{name}" needs a class of events', hint="derive it from ps.Event")
         if len(self.topics) >= TOPICS_MAX:
             raise DefinitionError(f"a pipeline has at most {TOPICS_MAX:,} topics")
-        topic = Topic(name, event.schema)
+        topic = Topic(name, event.schema, dead_letters)
         self.topics[name] = topic
         return topic
 

@@ -122,7 +122,7 @@ class _Compiler:
         policies = [self.add_policy(policy) for policy in self.pipeline.policies.values()]
         return {
             "name": self.pipeline.name,
-            "topics": [_topic(topic) for topic in self.topics],
+            "topics": [{**_topic(topic), "dead_letters": topic.dead_letters} for topic in self.topics],
             "stores": [store.to_json() for store in self.stores],
             "features": self.features,
             "policies": policies,

@@ -144,7 +144,10 @@ class Loader:
             name: settings[name] for name in ("state_bytes", "commit_bytes", "segment_bytes", "threads")
         }
         core |= {"retention_us": None, "retention_bytes": None, "memory_ids": 1_000_000}
-        self.gate = _native.Gate(plan.to_json(), str(data), json.dumps(core))
+        # What is rejected ends the load, and its file stays: nothing has to be kept of it.
+        topics = [{**topic, "dead_letters": False} for topic in plan.document["topics"]]
+        loading = Plan(plan.pipeline, {**plan.document, "topics": topics})
+        self.gate = _native.Gate(loading.to_json(), str(data), json.dumps(core))
         self.ready = self.gate.start()
         self.handle = 0
         # What is under way: the topic, and the first of its events by number.

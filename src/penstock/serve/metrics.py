@@ -37,6 +37,10 @@ CORE = {
     "timeouts": ("recorded_timeouts_total", "Fallbacks recorded as told at a deadline."),
     "faults": ("expression_faults_total", "Overflows, divisions by zero and the like, made null."),
     "decisions": ("decisions_total", "Decisions by policy and outcome."),
+    "dead_letters": (
+        "dead_letters_total",
+        "Rejected events by topic: kept as dead letters, not kept, and put right.",
+    ),
     "model_failures": ("core_model_failures_total", "Batches decided without their score."),
     "core_seconds": ("core_seconds", "Time of a cycle of the core, its sync apart."),
     "sync_seconds": ("sync_seconds", "Time of a commit's write and sync."),
@@ -159,6 +163,8 @@ def core_families(stats: dict[str, Any]) -> Iterator[Iterable[str]]:
         shown, text = CORE.get(name, (name, f"The core's {name.replace('_', ' ')}."))
         if name == "decisions":
             yield family(shown, "counter", text, decisions(value))
+        elif name == "dead_letters":
+            yield family(shown, "counter", text, dead_letters(value))
         elif name == "reader_lags":
             yield family(shown, "gauge", text, lags(value))
         elif isinstance(value, dict):
@@ -172,6 +178,12 @@ def core_families(stats: dict[str, Any]) -> Iterator[Iterable[str]]:
 def decisions(counts: Iterable[tuple[str, str, int]]) -> Iterator[Sample]:
     for policy, outcome, number in counts:
         yield "", f'{{policy="{policy}",outcome="{escaped(outcome)}"}}', number
+
+
+def dead_letters(topics: Iterable[tuple[str, dict[str, int]]]) -> Iterator[Sample]:
+    for topic, counts in topics:
+        for result, number in counts.items():
+            yield "", f'{{topic="{topic}",result="{result}"}}', number
 
 
 def lags(topics: Iterable[tuple[str, float | None]]) -> Iterator[Sample]:

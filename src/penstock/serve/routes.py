@@ -17,6 +17,7 @@ from penstock.runtime.gate import (
     EVENTS_NDJSON,
     LOOKUP,
     POSITION,
+    RETRY,
 )
 from penstock.serve.answers import Refusal
 from penstock.serve.deadlines import Deadline
@@ -111,12 +112,13 @@ class Routes:
         self.dry_run = {door.name: _dry_run(door, patience) for door in doors.policies}
         self.decisions = {door.name: _decisions(door, patience) for door in doors.policies}
         self.events = {door.name: _events(door, patience) for door in doors.topics}
+        self.deadletters = {door.name: _deadletters(door, patience) for door in doors.topics}
         self.positions = Route("positions", kinds=(POSITION, None, None), deadline=patience)
         self._usual = self._usual_urls()
 
     def __iter__(self) -> Iterator[Route]:
         yield from (self.metrics, self.healthz, self.readyz, self.refused, self.positions)
-        for group in (self.decide, self.dry_run, self.decisions, self.events):
+        for group in (self.decide, self.dry_run, self.decisions, self.events, self.deadletters):
             yield from group.values()
 
     def deadlines(self) -> list[Deadline]:
@@ -147,6 +149,9 @@ class Routes:
             case [b"", b"v1", b"topics", name, b"events"]:
                 _check_query(query, ())
                 return _named(self.events, name, "topic"), b""
+            case [b"", b"v1", b"topics", name, b"deadletters"]:
+                _check_query(query, ())
+                return _named(self.deadletters, name, "topic"), b""
         raise Refusal("unknown_path", "there is nothing at this path")
 
     def _usual_urls(self) -> dict[bytes, Route]:
@@ -183,6 +188,10 @@ def _decisions(door: PolicyDoor, patience: Deadline) -> Route:
 def _events(door: TopicDoor, patience: Deadline) -> Route:
     kinds = (EVENTS_JSON, EVENTS_NDJSON, EVENTS_ARROW)
     return Route("events", topic=door.name, kinds=kinds, target=door.index, deadline=patience)
+
+
+def _deadletters(door: TopicDoor, patience: Deadline) -> Route:
+    return Route("deadletters", topic=door.name, kinds=(None, RETRY, None), target=door.index, deadline=patience)
 
 
 def media_type(value: bytes) -> int | None:

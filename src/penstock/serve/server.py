@@ -26,6 +26,7 @@ from penstock.serve.answers import Answers
 from penstock.serve.door import Door
 from penstock.serve.health import Health, trouble
 from penstock.serve.metrics import Metrics
+from penstock.serve.notices import DeadLetterNotice
 from penstock.serve.relay import Relay
 from penstock.serve.routes import Routes
 from penstock.serve.settings import Doors, DoorSettings, check_loopback
@@ -120,6 +121,7 @@ class Server:
         self._models = Models(doors.models, limits, scored=relay.scored, moved=self._hear_model, program=model_program)
         self._door = Door(settings, routes=routes, relay=relay)
         self._health = Health(door=self._door, models=self._models, snapshots=snapshots)
+        self._notice = DeadLetterNotice()
         metrics = Metrics(door=self._door, routes=routes, models=self._models, snapshots=snapshots)
         self._door.pages = {
             routes.metrics: metrics.page,
@@ -216,6 +218,7 @@ class Server:
         self._door.check(now_ns)
         try:
             self._health.watch(now_ns)
+            self._notice.look(self._relay.core_stats(), now_ns)
         except Exception as error:
             self._relay.fail(error)
 
