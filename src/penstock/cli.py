@@ -294,7 +294,7 @@ def deadletters_retry_command(topic: str, offsets: tuple[int, ...], source: Path
     done = retry_letters(topic, events, url=url(settings["host"], settings["port"]))
     click.echo(f"put {number_of(done.taken, 'event')} right")
     for letter in skipped:
-        click.echo(f"{topic} {letter.offset}: not kept whole; correct it with show --to and retry --from")
+        click.echo(f"{topic} {letter.offset}: not kept whole, or no JSON; correct it with show --to and retry --from")
     for offset, message in done.rejected.items():
         click.echo(f"{topic} {offset}: {message}")
     if skipped or done.rejected:

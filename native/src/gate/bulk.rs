@@ -601,6 +601,8 @@ fn read_arrow(body: &[u8], schema: &Schema) -> std::result::Result<Source, Vec<u
     let Some(first) = batches.first() else {
         return Err(error_body("empty", "given a stream without rows, wanted events", None));
     };
+    // Before they are joined: a row may take no more than a bit of the body.
+    check_count(batches.iter().map(RecordBatch::num_rows).sum())?;
     // Whether the columns fit is a matter of the whole stream; whether the values do, of each row.
     conform(&first.slice(0, 0), schema, &Limits::default(), Unknown::Refuse)
         .map_err(|error| wrong(&error))?;
@@ -620,15 +622,20 @@ fn check_readable<'a>(
     if lines.clone().all(|line| line.trim_ascii().is_empty()) {
         return Err(error_body("empty", "given a body without events, wanted at least one", None));
     }
-    if count > LINES_MAX {
-        let message = format!("given {count} events in one body, wanted at most {LINES_MAX}");
-        return Err(error_body("too_many_events", &message, None));
-    }
+    check_count(count)?;
     let mut refusals = lines.map(|line| check_json(line).err());
     match refusals.next().flatten() {
         Some(first) if refusals.all(|refusal| refusal.is_some()) => Err(refusal_body(&first)),
         _ => Ok(()),
     }
+}
+
+fn check_count(count: usize) -> std::result::Result<(), Vec<u8>> {
+    if count <= LINES_MAX {
+        return Ok(());
+    }
+    let message = format!("given {count} events in one body, wanted at most {LINES_MAX}");
+    Err(error_body("too_many_events", &message, None))
 }
 
 fn text_bytes(batch: &RecordBatch) -> usize {

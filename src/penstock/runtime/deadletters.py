@@ -122,7 +122,7 @@ def read_events(source: Path) -> dict[int, bytes]:
 
 
 def _line(original: bytes) -> bytes:
-    """On one line: outside of texts JSON takes a space for a line's end, and inside it takes neither."""
+    """On one line: between values JSON takes a space as it takes a line's end."""
     return original.replace(b"\r", b" ").replace(b"\n", b" ")
 
 
@@ -150,14 +150,26 @@ def retry_letters(topic: str, events: Mapping[int, bytes], *, url: str) -> Retri
 
 
 def original_events(letters: Iterable[DeadLetter], skip: Callable[[DeadLetter], None]) -> dict[int, bytes]:
-    """Their bytes as they came; `skip` hears of those that are not there whole or have no line of their own."""
+    """Their bytes as they came; `skip` hears of those that cannot be sent so: cut, or no line of JSON's."""
     events = {}
     for letter in letters:
-        if letter.cut or not original(letter).strip():
+        event = original(letter)
+        if letter.cut or not event.strip() or not _has_line(event):
             skip(letter)
         else:
-            events[letter.offset] = original(letter)
+            events[letter.offset] = event
     return events
+
+
+def _has_line(event: bytes) -> bool:
+    """Whether it means the same on one line: an end of a line within a text, which is no JSON, would become a space."""
+    if b"\n" not in event and b"\r" not in event:
+        return True
+    try:
+        json.loads(event)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _parts(events: Mapping[int, bytes]) -> Iterator[list[int]]:

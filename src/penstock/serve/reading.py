@@ -184,6 +184,9 @@ class Reader(asyncio.Protocol):
             raise _malformed("a change of protocol is not offered")
         if self._hosts != 1 and (self._hosts or self._parser.get_http_version() != "1.0"):
             raise _malformed("it needs exactly one Host header")
+        # Where such a message ends is not to be trusted (RFC 9112, 6.1).
+        if self._rare is not None and b"transfer-encoding" in self._rare and self._parser.get_http_version() == "1.0":
+            raise _malformed("HTTP/1.0 has no transfer encodings")
 
     def _find_route(self) -> None:
         method = self._parser.get_method()
