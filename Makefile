@@ -45,6 +45,7 @@ test-python: test-ready
 
 test-long: test-ready
 	@$(MAKE) -s bench-ids
+	@PENSTOCK_FUZZ_CASES=200000 $(MAKE) -s test-core TEST=test_fuzz
 	@$(BIN)/python -m pytest -m long $(ARGS)
 
 check: test-ready

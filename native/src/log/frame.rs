@@ -22,6 +22,8 @@ pub(super) const MAGIC: u32 = u32::from_le_bytes(*b"pcmt");
 /// The checksum covers what follows it.
 const COVERED_FROM: usize = 8;
 const PAYLOAD_BYTES_MAX: usize = 1 << 30;
+/// A byte of LZ4 stands for no more: memory is made for what a frame says that it grows to.
+const LZ4_RATIO_MAX: usize = 255;
 
 pub(super) const COMPRESSED: u16 = 1;
 /// The payload is the whole catalog: the first frame of a segment.
@@ -157,6 +159,9 @@ pub(super) fn payload(header: &Header, frame: &Buffer) -> Decoded<Buffer> {
     let stored = frame.slice_with_length(HEADER_BYTES, header.bytes as usize);
     if header.flags & COMPRESSED == 0 {
         return Ok(stored);
+    }
+    if header.bytes_before as usize > stored.len().saturating_mul(LZ4_RATIO_MAX) {
+        return Err("the commit says that it grows more than compressed bytes can".into());
     }
     let mut payload = vec![0; header.bytes_before as usize];
     match block::decompress_into(&stored, &mut payload) {

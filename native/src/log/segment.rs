@@ -12,7 +12,8 @@
 use std::io;
 
 use super::frame::{u32_at, u64_at};
-use super::place::SEGMENTS_MAX;
+use super::place::{SEGMENT_BYTES_MAX, SEGMENTS_MAX};
+
 use crate::disk::{Disk, File, Mode};
 use crate::error::{Error, Result};
 
@@ -65,6 +66,10 @@ impl Header {
             });
         }
         match u32_at(bytes, 8) {
+            // Start makes a file that was cut as long as its header says.
+            VERSION if u64_at(bytes, 48) > SEGMENT_BYTES_MAX => {
+                Err(damaged(file, 48, "its header says that it is longer than a segment can be"))
+            }
             VERSION => Ok(Header {
                 salt: u32_at(bytes, 16),
                 number: u32_at(bytes, 20),

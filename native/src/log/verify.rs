@@ -98,27 +98,28 @@ impl Check {
 
     /// The next frame, behind damage if there is some; `None` at the segment's end.
     fn next_frame(&mut self, walk: &mut Walk, next: Option<u64>) -> Result<Option<Frame>> {
-        let what = match walk.step()? {
-            Step::Frame(found) => return Ok(Some(found)),
-            Step::Bad(what) => what,
-            Step::End => "it is missing from here on",
-        };
-        let missing = walk.link.sequence + 1;
-        if next == Some(missing) {
-            return self.end(walk, "what follows the last commit is not empty");
+        loop {
+            let what = match walk.step()? {
+                Step::Frame(found) => return Ok(Some(found)),
+                Step::Bad(what) => what,
+                Step::End => "it is missing from here on",
+            };
+            let missing = walk.link.sequence + 1;
+            if next == Some(missing) {
+                return self.end(walk, "what follows the last commit is not empty");
+            }
+            let durable = self.durable.max(walk.durable_beyond()?);
+            if missing > durable {
+                self.report.torn_bytes = walk.end_of_content(walk.offset)? - walk.offset;
+                return Ok(None);
+            }
+            self.damage(&walk.name, walk.offset, &format!("commit {missing} was durable, but {what}"));
+            self.gap = true;
+            match walk.find(walk.offset)? {
+                Some((offset, header)) => walk.jump(offset, &header),
+                None => return Ok(None),
+            }
         }
-        let durable = self.durable.max(walk.durable_beyond()?);
-        if missing > durable {
-            self.report.torn_bytes = walk.end_of_content(walk.offset)? - walk.offset;
-            return Ok(None);
-        }
-        self.damage(&walk.name, walk.offset, &format!("commit {missing} was durable, but {what}"));
-        self.gap = true;
-        match walk.find(walk.offset)? {
-            Some((offset, header)) => walk.jump(offset, &header),
-            None => return Ok(None),
-        }
-        self.next_frame(walk, next)
     }
 
     fn end(&mut self, walk: &mut Walk, what: &str) -> Result<Option<Frame>> {

@@ -168,7 +168,10 @@ impl Walk {
         let header = Header::parse(&self.bytes(offset, HEADER_BYTES)?);
         // Only what could follow is worth a checksum: rows may be full of what looks like the beginning of a frame.
         let most = self.link.sequence + self.segment.bytes / HEADER_BYTES as u64;
-        if !header.is_some_and(|header| (self.link.sequence + 1..=most).contains(&header.sequence)) {
+        let Some(header) = header else { return Ok(None) };
+        // Nor can one follow anything that begins an epoch before the first: who went on with it would stay at it.
+        let unfounded = header.flags & frame::EPOCH != 0 && header.epoch == 0;
+        if unfounded || !(self.link.sequence + 1..=most).contains(&header.sequence) {
             return Ok(None);
         }
         match self.look(offset)? {

@@ -6,3 +6,4 @@ mod power;
 mod rows;
 mod speed;
 mod support;
+mod values;
