@@ -17,6 +17,7 @@ mod dry;
 mod models;
 mod positions;
 mod said;
+mod source;
 mod start;
 mod stats;
 mod stored;

@@ -7,10 +7,13 @@ use arrow_array::cast::AsArray;
 use arrow_array::{ArrayRef, Int64Array, RecordBatch, StringArray, UInt32Array};
 
 use super::Tell;
-use super::admit::{id_hash, id_value};
-use super::core::{Core, Cycle, Waiter, section};
+use super::admit::{id_hash, id_hashes, id_value};
+use super::bulk::{Bulk, Purpose};
+use super::core::{Core, Cycle, Waiter, fallback_body, section, take_rows};
+use super::source::Source;
 use super::weight::timeout_bytes;
-use super::words::Finished;
+use super::words::{Finished, Words};
+use crate::decode::content_equal;
 use crate::error::{Error, Result};
 
 impl Core {
@@ -21,6 +24,60 @@ impl Core {
                 cycle.tells.extend(tells.iter().cloned());
             }
         }
+    }
+
+    /// Lines that still wait to be taken when their caller is told the fallback: whoever asks about one alone meanwhile
+    /// is told the same.
+    pub(super) fn find_told_lines(&mut self, cycle: &Cycle) {
+        let told = |bulk: &Bulk| !bulk.told && cycle.told.contains(&bulk.handle);
+        for (&number, bulk) in self.bulk.iter().filter(|(_, bulk)| told(bulk)) {
+            let (Purpose::Decide(policy), Source::Text { body, lines }) = (bulk.purpose, &bulk.source) else {
+                continue;
+            };
+            let topic = self.plan.policy_topic(policy);
+            let waiting = lines[bulk.next..].iter().map(|line| &body[line.clone()]);
+            let decoded = self.decoders[topic].decode(waiting);
+            let about = &self.plan.topics[topic];
+            let hashes = id_hashes(about, decoded.batch.column(about.id));
+            for (hash, row) in hashes.into_iter().zip(decoded.rows) {
+                // The first of equal ids is the one that will be new.
+                self.told_lines.entry((policy, hash)).or_insert((number, bulk.next + row as usize));
+            }
+        }
+    }
+
+    /// Tell those the fallback whose event is such a line; the others remain.
+    pub(super) fn answer_told(
+        &mut self,
+        cycle: &mut Cycle,
+        policy: usize,
+        batch: RecordBatch,
+        waiters: Vec<Waiter>,
+    ) -> Result<(RecordBatch, Vec<Waiter>)> {
+        if self.told_lines.is_empty() {
+            return Ok((batch, waiters));
+        }
+        let topic = self.plan.policy_topic(policy);
+        let about = &self.plan.topics[topic];
+        let hashes = id_hashes(about, batch.column(about.id));
+        let same = |(row, hash): (usize, &u64)| {
+            let Some((number, line)) = self.told_lines.get(&(policy, *hash)) else { return false };
+            let Source::Text { body, lines } = &self.bulk[number].source else { return false };
+            let line = self.decoders[topic].decode(std::iter::once(&body[lines[*line].clone()]));
+            content_equal(&batch, row, &line.batch, 0)
+        };
+        let told: Vec<bool> = hashes.iter().enumerate().map(same).collect();
+        let mut kept = Vec::with_capacity(waiters.len());
+        for (row, waiter) in waiters.into_iter().enumerate() {
+            if told[row] {
+                self.stats.repeats += 1;
+                let body = fallback_body(&self.plan, policy, &batch, row);
+                cycle.finish(waiter.repeated(), Words::Made(body), None);
+            } else {
+                kept.push(waiter);
+            }
+        }
+        Ok((take_rows(&batch, told.iter().map(|told| !told))?, kept))
     }
 
     /// Record for every request whose caller was told the fallback what it was told, if its event was taken.
@@ -49,7 +106,24 @@ impl Core {
         (0..self.plan.policies.len()).try_for_each(|policy| self.stage_timeouts(cycle, policy, &taken))
     }
 
-    pub(super) fn tell_pending(&mut self, cycle: &mut Cycle, told: &HashSet<u64>) {
+    /// Large requests that were told the fallback: every line that was decided, and those that will be.
+    fn tell_bulk(&mut self, cycle: &mut Cycle, told: &HashSet<u64>) {
+        for bulk in self.bulk.values_mut() {
+            if told.contains(&bulk.handle) && !bulk.told {
+                bulk.told = true;
+                cycle.tells.append(&mut bulk.tells);
+            }
+        }
+        for Finished { waiter, tell, .. } in &cycle.finished {
+            if let (Waiter::Line { bulk, .. }, Some(tell)) = (waiter, tell)
+                && self.bulk.get(bulk).is_some_and(|bulk| bulk.told)
+            {
+                cycle.tells.push(tell.clone());
+            }
+        }
+    }
+
+    fn tell_pending(&mut self, cycle: &mut Cycle, told: &HashSet<u64>) {
         for pending in self.pending.values_mut().filter(|pending| !pending.dry_run) {
             for &(row, ref waiter) in &pending.waiters {
                 let waits = match waiter {
