@@ -178,10 +178,10 @@ class Loader:
             self.take()
 
     def take(self) -> None:
-        select.select([self.ready], [], [], 1.0)
-        answers = self.gate.take()
-        if answers:
+        # Read before what it announces is taken: an answer may be there a moment before its signal.
+        if select.select([self.ready], [], [], 1.0)[0]:
             os.read(self.ready, 8)
+        answers = self.gate.take()
         failed: str | None = json.loads(self.gate.stats())["failed"]
         if failed:
             raise InputError(f"could not load into the log: {failed}")
