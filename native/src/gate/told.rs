@@ -29,6 +29,9 @@ impl Core {
     /// Lines that still wait to be taken when their caller is told the fallback: whoever asks about one alone meanwhile
     /// is told the same.
     pub(super) fn find_told_lines(&mut self, cycle: &Cycle) {
+        if cycle.told.is_empty() {
+            return;
+        }
         let told = |bulk: &Bulk| !bulk.told && cycle.told.contains(&bulk.handle);
         for (&number, bulk) in self.bulk.iter().filter(|(_, bulk)| told(bulk)) {
             let (Purpose::Decide(policy), Source::Text { body, lines }) = (bulk.purpose, &bulk.source) else {
