@@ -65,6 +65,8 @@ impl Core {
         while follower.advance(1024, |commit| inserter.insert(&mut ids, commit))? > 0 {
             progress("reading the log", follower.sequence, last);
         }
+        // What its model never answered, and retention has removed since, nobody can ask for any more.
+        follower.undecided.retain(|_, address| log.keeps(Address(*address)));
         let mut passed_over = std::mem::take(&mut follower.passed_over);
         passed_over.extend(ids.damage().iter().map(ToString::to_string));
         let started = Started {
