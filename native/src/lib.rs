@@ -17,6 +17,8 @@ pub mod ids;
 pub mod log;
 pub mod plan;
 pub mod schema;
+#[cfg(test)]
+mod simulate;
 pub mod snapshot;
 mod threads;
 pub mod windows;
