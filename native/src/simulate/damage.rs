@@ -7,10 +7,11 @@
 use std::sync::Arc;
 
 use super::Broken;
+use super::callers::topic_of;
 use super::disk::SimulatedDisk;
 use super::door::{Line, check_lookup, id_text};
 use super::history::ensure;
-use super::run::{Run, topic_of};
+use super::run::Run;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::gate::{Answer, Core, Kind, MODEL, Request, Told};

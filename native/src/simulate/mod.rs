@@ -10,17 +10,22 @@
 //! hand-over are the run's. After each cycle the *history* reads the log and recomputes it by other means.
 //! Why so: `docs/decisions/0012-the-simulator.md`.
 
+mod callers;
 mod chance;
+mod checks;
 mod clock;
 pub mod controls;
+mod cycle;
 mod damage;
 mod disk;
 mod door;
 mod event;
 mod expression;
+mod follow;
 mod history;
 mod pipeline;
 mod recompute;
+mod restart;
 mod run;
 mod summary;
 mod tests;
