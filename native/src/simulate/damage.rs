@@ -181,7 +181,15 @@ impl Run {
             if !refused(&lookup) {
                 let lines = vec![Line { id: id.clone(), row: None, json: true }];
                 let flight = self.flight(Kind::Lookup, target, lines, false);
-                check_lookup(what, &flight, lookup.status, &lookup.body, &self.history, &self.pipeline)?;
+                check_lookup(
+                    what,
+                    &flight,
+                    false,
+                    lookup.status,
+                    &lookup.body,
+                    &self.history,
+                    &self.pipeline,
+                )?;
             }
             let now_us = self.history.forgotten_us;
             let newest = *self.history.ids[&id].last().expect("it is known");

@@ -182,7 +182,10 @@ impl Door {
                 self.check_events(&what, answer.handle, body, history, pipeline)
             }
             Kind::DryRun => check_dry_run(&what, flight, answer.status, body),
-            Kind::Lookup => check_lookup(&what, flight, answer.status, body, history, pipeline),
+            Kind::Lookup => {
+                let told_here = self.told_here.contains(&flight.lines[0].id);
+                check_lookup(&what, flight, told_here, answer.status, body, history, pipeline)
+            }
             Kind::Position => {
                 let full = answer.status == 503 && flight.full;
                 ensure(answer.status == 200 || full, || format!("{what}: {} {}", answer.status, text(body)))
@@ -342,9 +345,11 @@ fn check_dry_run(what: &str, flight: &Flight, status: u16, body: &[u8]) -> Resul
     ensure(near(&told, expected, 1e-9), || format!("{what}: told {told}, would be {expected}"))
 }
 
+/// What a caller may look up; `told_here` where the log may not have it yet that the fallback was told.
 pub fn check_lookup(
     what: &str,
     flight: &Flight,
+    told_here: bool,
     status: u16,
     body: &[u8],
     history: &History,
@@ -379,9 +384,10 @@ pub fn check_lookup(
     let late =
         told.as_object_mut().and_then(|told| told.remove("late_decision")).ok_or("no late decision")?;
     let decision = history.decisions.get(&key);
-    match history.timeouts.get(&key) {
+    let told_now = (told_here && told["timed_out"] == true).then(|| policy.version());
+    match history.timeouts.get(&key).cloned().or(told_now) {
         Some(version) => {
-            let expected = fallback_body(told["id"].clone(), policy.fallback(), version);
+            let expected = fallback_body(told["id"].clone(), policy.fallback(), &version);
             let late = match late {
                 Json::Null => None,
                 late => Some(without_time(late.to_string().as_bytes())?),
