@@ -11,6 +11,7 @@ CORE_SOURCES := $(shell find native -name target -prune -o -type f -print)
 CARGO := path=$$(scripts/find-cargo) && PATH="$$path:$$PATH" VIRTUAL_ENV="$(CURDIR)/.venv"
 # What maturin tells pyo3's build script: cargo's tests say the same and find its crates compiled.
 PYO3 := PYO3_BUILD_EXTENSION_MODULE=1 PYO3_CONFIG_FILE="$$(echo "$(CURDIR)"/native/target/maturin/pyo3-config-*-abi3.txt)"
+SIMULATE = $(CARGO) $(PYO3) SEED=$(SEED) cargo test --manifest-path native/Cargo.toml --release --locked --features python --lib
 export CARGO_TARGET_DIR := $(CURDIR)/native/target
 
 # What the targets that run something pass on: make demo ARGS="--seconds 20"
@@ -18,12 +19,18 @@ ARGS ?=
 # One of the core's tests: make test-core TEST=what_has_left_every_window_is_freed
 TEST ?=
 
-.PHONY: help demo test test-long test-core test-python bench bench-ids bench-peers check clean ready test-ready
+# The simulator: make simulate SEED=0x2a; make test-long SEEDS=100000 FROM=5000
+SEED ?=
+SEEDS ?= 5000
+FROM ?= 0
+
+.PHONY: help demo test test-long test-core test-python simulate simulate-long bench bench-ids bench-peers check clean ready test-ready
 
 help:
 	@echo "make demo          payments decided while their sender waits, for 60 seconds (ARGS=\"--seconds 20\")"
 	@echo "make test          checks and tests, all of them but the long ones"
 	@echo "make test-long     the tests that take minutes"
+	@echo "make simulate      run one seed of the simulator again and tell its steps (SEED=0x2a)"
 	@echo "make check         linters, types and formatting"
 	@echo "make bench         measure this machine and write bench/RESULTS.md"
 	@echo "make bench-peers   the same task in Bytewax and Pathway, beside it"
@@ -43,8 +50,16 @@ test-core: test-ready
 test-python: test-ready
 	@$(BIN)/python -m pytest $(ARGS)
 
+simulate: test-ready
+	@test -n "$(SEED)" || { echo "name the seed: make simulate SEED=0x2a"; exit 1; }
+	@$(SIMULATE) one_seed -- --ignored --nocapture
+
+simulate-long: test-ready
+	@SEEDS=$(SEEDS) FROM=$(FROM) $(SIMULATE) whatever_happens -- --nocapture
+
 test-long: test-ready
 	@$(MAKE) -s bench-ids
+	@$(MAKE) -s simulate-long
 	@$(BIN)/python -m pytest -m long $(ARGS)
 
 check: test-ready

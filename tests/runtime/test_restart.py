@@ -289,3 +289,26 @@ def test_a_model_that_returns_no_series_is_refused_in_replay_as_live(tmp_path: P
     model = Model("risk", "1", lambda batch: batch["amount"].to_numpy())  # type: ignore[arg-type,return-value]
     with pytest.raises(InputError, match=r'model "risk" failed: the model returned ndarray, not a polars Series'):
         replay.score(model, pa.record_batch({"amount": [1.0]}), pa.RecordBatch.from_arrays([], names=[]))
+
+
+def test_an_event_that_retention_removed_undecided_stops_no_start(tmp_path: Path) -> None:
+    settings = {"segment_bytes": 64 << 10, "commit_bytes": 8 << 10, "retention_us": 60_000_000}
+    with testing.run(build(tmp_path), now=NOON, settings=settings) as service:
+        service.models_stuck = True
+        with pytest.raises(testing.NoAnswer):
+            service.decide("authorise", PAYMENT)
+        for minute in range(20):
+            service.clock.advance("1m")
+            paid_at = service.clock.now.isoformat()
+            service.append(
+                "payments", [{**PAYMENT, "payment_id": f"{minute}-{each}", "paid_at": paid_at} for each in range(500)]
+            )
+            service.snapshot()
+        service.clock.advance("1m")
+        service.append("payments", [{**PAYMENT, "payment_id": "last", "paid_at": paid_at}])
+        service.crash()
+        assert service.started["first_sequence"] > 1
+        assert service.started["undecided"] == 0
+        service.models_answer()
+        again = service.decide("authorise", {**PAYMENT, "paid_at": service.clock.now.isoformat()})
+        assert again["offset"] == 20 * 500 + 2

@@ -153,6 +153,25 @@ impl Told {
     }
 }
 
+/// What the gate's boxes do with it, for a simulation that has none.
+#[cfg(test)]
+impl Told {
+    pub fn add(&mut self, handle: u64) {
+        self.handles.push(handle);
+    }
+
+    /// An answer did not leave: what it decided is to be recorded as told otherwise.
+    pub fn recall(&mut self, answer: Answer) {
+        self.tells.extend(answer.tells.iter().cloned());
+    }
+
+    /// What is told now, and what is told later of requests that still wait.
+    pub fn split(self, waits: impl Fn(&u64) -> bool) -> (Told, Told) {
+        let (later, now) = self.handles.into_iter().partition(waits);
+        (Told { handles: now, tells: self.tells }, Told { handles: later, tells: Vec::new() })
+    }
+}
+
 /// The times that the gate reads, so that a test can own them.
 pub trait Clock: Send + Sync {
     /// Microseconds since 1970-01-01 UTC: commit times, and the limit for events that come from the future.

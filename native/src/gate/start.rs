@@ -217,7 +217,7 @@ impl Inserter<'_> {
     }
 
     fn insert(&self, ids: &mut Ids, commit: &Commit) -> Result<()> {
-        if commit.sequence <= self.covered {
+        if commit.sequence <= self.covered || forgets_ids() {
             return Ok(());
         }
         let mut hashes = Vec::new();
@@ -243,6 +243,14 @@ impl Inserter<'_> {
         })?;
         Some((self.plan.policy_topic(policy), 0))
     }
+}
+
+/// Only the simulation's negative control does.
+fn forgets_ids() -> bool {
+    #[cfg(test)]
+    return crate::simulate::controls::is_off(crate::simulate::controls::Safeguard::Ids);
+    #[cfg(not(test))]
+    false
 }
 
 fn decoders(plan: &Plan, limits: Limits) -> Vec<Decoder> {
