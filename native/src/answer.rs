@@ -35,6 +35,8 @@ pub struct Extra {
 
 /// The cause of a fallback that was told because the deadline passed first.
 pub const DEADLINE: &str = "deadline";
+/// And of one that was told because the queue had no room.
+pub const OVERLOAD: &str = "overload";
 
 const ID: usize = 0;
 const OFFSET: usize = 1;

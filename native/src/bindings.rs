@@ -17,7 +17,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyCapsule, PyTuple};
 use serde::{Deserialize, Serialize};
 
-use crate::answer;
+use crate::answer::{self, DEADLINE, OVERLOAD};
 use crate::conform::{Unknown, conform as conform_batch, conform_cells as conform_cell_batch, keep_rows};
 use crate::decide::{Case, Decider, no_score};
 use crate::decode::{Decoder, Limits, split_lines};
@@ -323,7 +323,7 @@ impl Gate {
         body: &[u8],
         took_ns: u64,
     ) -> PyResult<(u16, Py<PyBytes>)> {
-        self.fall_back(py, target, body, "deadline", took_ns)
+        self.fall_back(py, target, body, DEADLINE, took_ns)
     }
 
     #[pyo3(signature = (target, body, took_ns=0))]
@@ -334,7 +334,17 @@ impl Gate {
         body: &[u8],
         took_ns: u64,
     ) -> PyResult<(u16, Py<PyBytes>)> {
-        self.fall_back(py, target, body, "overload", took_ns)
+        self.fall_back(py, target, body, OVERLOAD, took_ns)
+    }
+
+    #[pyo3(signature = (target, body, took_ns=0))]
+    fn fallbacks(&self, py: Python<'_>, target: usize, body: &[u8], took_ns: u64) -> PyResult<Py<PyBytes>> {
+        self.fall_back_lines(py, target, body, DEADLINE, took_ns)
+    }
+
+    #[pyo3(signature = (target, body, took_ns=0))]
+    fn overloads(&self, py: Python<'_>, target: usize, body: &[u8], took_ns: u64) -> PyResult<Py<PyBytes>> {
+        self.fall_back_lines(py, target, body, OVERLOAD, took_ns)
     }
 
     /// Counters as JSON.
@@ -368,6 +378,19 @@ impl Gate {
     ) -> PyResult<(u16, Py<PyBytes>)> {
         let (status, body) = self.gate()?.fallback(target, body, cause, took_ns);
         Ok((status, PyBytes::new(py, &body).unbind()))
+    }
+
+    fn fall_back_lines(
+        &self,
+        py: Python<'_>,
+        target: usize,
+        body: &[u8],
+        cause: &str,
+        took_ns: u64,
+    ) -> PyResult<Py<PyBytes>> {
+        let gate = self.gate()?;
+        let lines = py.detach(|| gate.fallbacks(target, body, cause, took_ns));
+        Ok(PyBytes::new(py, &lines).unbind())
     }
 }
 

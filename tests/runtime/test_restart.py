@@ -187,6 +187,29 @@ def test_the_fallback_for_overload_is_not_recorded_and_its_retry_is_a_first_atte
     assert not any(flags & REPEAT for _, flags in answers.values())
 
 
+def test_each_line_of_a_large_body_is_told_what_it_would_be_told_alone(tmp_path: Path) -> None:
+    with testing.run(build(tmp_path), now=NOON) as service:
+        plan, settings = service.plan.to_json(), testing._core_settings({})
+    data = tmp_path / "data"
+    data.mkdir()
+    gate = _native.Gate(plan, str(data), settings, lambda *_: None)
+    gate.start()
+    lines = [json.dumps({**PAYMENT, "payment_id": f"p{number}"}).encode() for number in range(10_000)]
+    for number in (0, 1, 4_095, 4_096, 9_999):
+        lines[number] = b'{"payment_id": 7}' if number % 2 else b"no event"
+    body = b"\r\n \n".join(lines) + b"\n"
+    for one, all_lines in ((gate.fallback, gate.fallbacks), (gate.overload, gate.overloads)):
+        told = [timeless(json.loads(line)) for line in all_lines(0, body, 5_000_000_000).splitlines()]
+        assert told == [timeless(json.loads(one(0, line)[1])) for line in lines]
+        assert json.loads(all_lines(0, lines[2], 5_000_000_000))["took_ms"] >= 5_000
+        assert all_lines(0, b"\n \n", 0) == b""
+    gate.stop()
+
+
+def timeless(answer: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in answer.items() if name != "took_ms"}
+
+
 def scores_of(service: testing.Service) -> list[Any]:
     """The stuck model's answers, as requests to the gate."""
     waiting, service._unscored = service._unscored, []

@@ -14,6 +14,7 @@ mod bulk;
 mod core;
 mod decisions;
 mod dry;
+mod fallbacks;
 mod models;
 mod positions;
 mod said;
