@@ -583,6 +583,8 @@ struct Replayer {
     set: usize,
     model: bool,
     offset: i64,
+    /// Of the rows that were processed last: `decide` concludes them.
+    marks: Vec<u8>,
     /// The columns that are wanted, in their order.
     select: Vec<String>,
 }
@@ -613,17 +615,26 @@ impl Replayer {
             model: policy.is_some_and(|policy| plan.policies[policy].model.is_some()),
             engine: Engine::new(plan, threads).map_err(raise)?,
             offset: 0,
+            marks: Vec::new(),
             select,
         })
     }
 
-    /// Rows of a topic in order. For the wanted topic the selected columns; where a model is to be asked, the features.
-    fn process(&mut self, py: Python<'_>, topic: usize, batch: &Bound<'_, PyAny>) -> PyResult<Option<Batch>> {
+    /// Rows of a topic in order, with the marks that they have in a log. For the wanted topic the selected columns;
+    /// where a model is to be asked, the features.
+    #[pyo3(signature = (topic, batch, marks=None))]
+    fn process(
+        &mut self,
+        py: Python<'_>,
+        topic: usize,
+        batch: &Bound<'_, PyAny>,
+        marks: Option<&[u8]>,
+    ) -> PyResult<Option<Batch>> {
         let batch = import_batch(batch)?;
-        py.detach(|| self.run(topic, &batch)).map(|output| output.map(Batch)).map_err(raise)
+        py.detach(|| self.run(topic, &batch, marks)).map(|output| output.map(Batch)).map_err(raise)
     }
 
-    /// With a model: the selected columns of rows that `process` gave the features of.
+    /// With a model: the selected columns of the rows that `process` gave the features of last.
     fn decide(
         &mut self,
         py: Python<'_>,
@@ -653,12 +664,18 @@ impl Replayer {
 }
 
 impl Replayer {
-    fn run(&mut self, topic: usize, batch: &RecordBatch) -> crate::error::Result<Option<RecordBatch>> {
+    fn run(
+        &mut self,
+        topic: usize,
+        batch: &RecordBatch,
+        marks: Option<&[u8]>,
+    ) -> crate::error::Result<Option<RecordBatch>> {
         if self.topic != Some(topic) {
-            self.engine.process(topic, batch, None, &[])?;
+            self.engine.process(topic, batch, marks, &[])?;
             return Ok(None);
         }
-        let mut processed = self.engine.process(topic, batch, None, &[self.set])?;
+        let mut processed = self.engine.process(topic, batch, marks, &[self.set])?;
+        self.marks = processed.marks;
         let features = processed.features.swap_remove(0);
         match (&self.decider, self.model) {
             (None, _) => self.table(batch, &features, Vec::new()),
@@ -679,8 +696,7 @@ impl Replayer {
             self.decider.as_ref().ok_or_else(|| Error::invalid("there is no policy to decide by"))?;
         let offsets: Vec<i64> = (self.offset..self.offset + rows as i64).collect();
         self.offset += rows as i64;
-        let marks = vec![0; rows];
-        let case = Case { events, features, score, marks: &marks, offsets: &offsets };
+        let case = Case { events, features, score, marks: &self.marks, offsets: &offsets };
         let verdicts = decider.decide(&case)?;
         let decided = vec![score.clone(), decider.outcome_column(&verdicts), decider.rule_column(&verdicts)];
         self.table(events, features, decided)
@@ -834,15 +850,19 @@ impl LogRuns {
         Ok(LogRuns { runs, schemas })
     }
 
-    /// The next run of one topic's rows: (the topic's index, rows); None at the log's end, for now.
-    fn next(&mut self, py: Python<'_>) -> PyResult<Option<(usize, Batch)>> {
-        py.detach(|| {
-            let Some((topic, batch)) = self.runs.next()? else { return Ok(None) };
-            let (batch, _) =
-                conform_batch(&batch, &self.schemas[topic], &Limits::default(), Unknown::Ignore)?;
-            Ok(Some((topic, Batch(batch))))
-        })
-        .map_err(raise)
+    /// The next run of one topic's rows: (the topic's index, rows, a byte of marks for each row or None); None at the
+    /// log's end, for now.
+    fn next(&mut self, py: Python<'_>) -> PyResult<Option<(usize, Batch, Option<Py<PyBytes>>)>> {
+        let run = py.detach(|| {
+            let Some(run) = self.runs.next()? else { return Ok(None) };
+            let schema = &self.schemas[run.topic];
+            let (batch, _) = conform_batch(&run.batch, schema, &Limits::default(), Unknown::Ignore)?;
+            Ok(Some((run.topic, Batch(batch), run.marks)))
+        });
+        let run = run.map_err(raise)?;
+        Ok(run.map(|(topic, batch, marks)| {
+            (topic, batch, marks.map(|marks| PyBytes::new(py, &marks).unbind()))
+        }))
     }
 }
 

@@ -32,6 +32,7 @@ from penstock.runtime.gate import (
     POSITION,
     SCORES,
 )
+from penstock.runtime.history import Run
 from penstock.runtime.logs import read_position
 from penstock.runtime.pipeline import Pipeline
 from penstock.runtime.plan import Plan, compile_plan
@@ -257,7 +258,7 @@ def replay(
     plan = compile_plan(pipeline if isinstance(pipeline, Pipeline) else load_app(pipeline))
     chosen = choose(plan, policy)
 
-    def history() -> Iterator[tuple[int, pa.RecordBatch]]:
+    def history() -> Iterator[Run]:
         for topic, event in events:
             index = plan.topic_index(topic)
             about = plan.document["topics"][index]
@@ -265,7 +266,7 @@ def replay(
             batch, refused = decoder.decode_lines(_json(event))
             if refused:
                 raise InputError(refused[0][2])
-            yield index, pa.record_batch(batch)
+            yield Run(index, pa.record_batch(batch))
 
     return [row for batch in chosen.run(history()) for row in batch.to_pylist()]
 
