@@ -66,7 +66,7 @@ class Service:
         command = [sys.executable, "-m", "penstock", "run", str(app), "--data", str(data), *port, *arguments]
         self.log = data.with_suffix(".stderr")
         with self.log.open("w") as log:
-            self.process = subprocess.Popen(command, stderr=log)
+            self.process = subprocess.Popen(command, stderr=log, start_new_session=True)
         self.port = int(self.wait_until_said(said).rpartition(":")[2])
 
     def wait_until_said(self, pattern: str) -> str:
@@ -91,8 +91,12 @@ class Service:
     def decide(self, event: JSON) -> JSON:
         return self.call("POST", DECIDE, json.dumps(event).encode()).json()
 
-    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
+    def end(self, number: signal.Signals = signal.SIGTERM, *, group: bool = False) -> int:
+        """Send it a signal, or its whole group of processes; its status."""
+        if group:
+            os.killpg(self.process.pid, number)
+        else:
+            self.process.send_signal(number)
         return self.process.wait(60)
 
 

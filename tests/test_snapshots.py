@@ -158,6 +158,17 @@ def snapshotter(data: Path, app: Path) -> Iterator[subprocess.Popen[str]]:
             stream.close()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group_leaves_the_last_snapshot_to_be_written(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    with running(tmp_path / "data", "--snapshot-every", "1h") as service:
+        eventually(lambda: metric(service, "snapshotter_starts_total") == 1)
+        service.decide(payment(1))
+        assert service.end(number, group=True) == 0
+    assert len(snapshots(tmp_path / "data")) == 1
+
+
 def test_a_snapshotter_whose_gate_is_gone_ends_at_once(tmp_path: Path) -> None:
     data, app = tmp_path / "data", patient_first(tmp_path)
     write_two_snapshots(data)
