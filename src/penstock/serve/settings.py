@@ -73,7 +73,7 @@ class DoorSettings:
     """How long stopping then waits for the core to sync and close the log."""
     model_start_s: float = 60.0
     model_batch_s: float | None = None
-    """A batch's time in a model before it is killed; None means 20 deadlines, at least a second."""
+    """The time of one call of a model before it is killed; None means 20 deadlines, at least a second."""
     model_queue_max: int = 256
     """Batches that wait for one model; beyond it they are answered as failed."""
 
