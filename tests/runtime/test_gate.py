@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from penstock import _native, testing
+from penstock.errors import InputError
 from penstock.runtime import gate as gate_interface
 from penstock.runtime.app import load_app
 from penstock.runtime.gate import DECIDE, DECIDE_MANY, EVENTS_NDJSON, MODEL, REPEAT, SCORES
@@ -254,3 +255,12 @@ def test_a_line_that_waits_after_its_body_was_told_the_fallback_is_told_so_alone
         found = service.look_up("authorise", "p1")
         assert (found["timed_out"], found["late_decision"]["features"]["card_count_1h"]) == (True, 4)
         assert service.decide("authorise", payment(1)) == {**told, "took_ms": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("now", "words"),
+    [(datetime(2026, 11, 1), "no zone"), ("2026-11-01T12:00", "no zone"), ("noon", "no time")],
+)
+def test_a_clock_that_no_instant_is_given_says_so(now: Any, words: str) -> None:
+    with pytest.raises(InputError, match=f"now (has|is) {words}"), testing.run(FIRST, now=now):
+        pass
