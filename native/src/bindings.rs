@@ -72,6 +72,11 @@ fn raise(error: Error) -> PyErr {
         Error::Invalid { what, .. } => what,
         other => other.to_string(),
     };
+    // Damage of the log says itself what to do about it.
+    let (message, hint) = match message.split_once("\nhint: ") {
+        Some((message, hint)) => (message.to_string(), Some(hint.to_string())),
+        None => (message, hint),
+    };
     Python::attach(|py| {
         let raised = (|| {
             let keywords = pyo3::types::PyDict::new(py);

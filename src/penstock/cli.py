@@ -15,6 +15,7 @@ import click
 
 from penstock.errors import PenstockError
 from penstock.settings import FILE, SETTINGS, Setting, Settings, read_settings, url
+from penstock.wording import number_of
 
 
 def main() -> None:
@@ -105,10 +106,33 @@ def run_command(app: Path, **options: Any) -> None:
     service.run(say=say, progress=StartProgress(say).show)
 
 
+def part_files(args: list[str]) -> list[str]:
+    """Several files after one `--from`, as a shell's pattern gives them, each behind a `--from` of its own.
+
+    A file of Python is none of them but the app.
+
+    >>> part_files(["app.py", "--from", "a.csv", "b.csv", "--to", "c.parquet"])
+    ['app.py', '--from', 'a.csv', '--from', 'b.csv', '--to', 'c.parquet']
+    """
+    parted: list[str] = []
+    more = False  # whether a file was the last, or is about to come
+    for arg in args:
+        if arg.startswith("-"):
+            more = arg == "--from" or arg.startswith("--from=")
+        elif more and parted[-1] != "--from":
+            if arg.endswith(".py"):
+                more = False
+            else:
+                parted.append("--from")
+        parted.append(arg)
+    return parted
+
+
 class InOrder(click.Command):
     """Keeps which options stood in which order: the context's `meta` has their names, each as often as it stood."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        args = part_files(args)
         _, _, order = self.make_parser(ctx).parse_args(list(args))
         ctx.meta["order"] = [each.name for each in order]
         return super().parse_args(ctx, args)
@@ -116,7 +140,13 @@ class InOrder(click.Command):
 
 @commands.command("replay", cls=InOrder)
 @app_argument
-@click.option("--from", "sources", multiple=True, help="A file of the policy's topic, or log:DIR. May be repeated.")
+@click.option(
+    "--from",
+    "sources",
+    multiple=True,
+    metavar="FILE...",
+    help="Files of the policy's topic, or log:DIR. May be repeated.",
+)
 @click.option("--topic", "topics", multiple=True, type=(str, str), help="A topic and a file of it. May be repeated.")
 @click.option("--to", "target", type=click.Path(path_type=Path), help="The Parquet file to write.")
 @click.option("--select", help="The columns to write, with commas between them (default: all).")
@@ -249,14 +279,6 @@ def report_text(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def number_of(count: int, what: str) -> str:
-    """
-    >>> number_of(1, "row"), number_of(2_000, "row")
-    ('1 row', '2,000 rows')
-    """
-    return f"{count:,} {what}" + ("" if count == 1 else "s")
-
-
 @commands.group("rules")
 def rules_group() -> None:
     """The rules of policies."""
@@ -273,6 +295,8 @@ def rules_check_command(app: Path) -> None:
     for policy in plan.document["policies"]:
         rules = number_of(len(policy["rules"]), "rule")
         click.echo(f"policy {policy['name']}: {rules}, version {policy['version']}")
+    for warning in plan.warnings:
+        click.echo(f"warning: {warning}", err=True)
 
 
 @commands.command("settings")

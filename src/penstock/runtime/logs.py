@@ -112,11 +112,13 @@ def tail_rows(
 
     `lines` says how many of the newest (default 10), or after how many rows to end where an offset or a consumer says
     from where. With `follow` it never ends before that. A consumer's position is committed when what there is has been
-    taken. Raises `LogError` where retention has removed the offset.
+    taken. Raises `LogError` where retention has removed the offset, `InputError` where the topic has not come to it.
     """
     import pyarrow as pa
 
     end: int = _topic(data, topic)["next_offset"]
+    if offset is not None and offset > end:
+        raise InputError(f'topic "{topic}" has no offset {offset:,} yet: its next one is {end:,}')
     if offset is None and consumer is not None:
         offset = consumer.position
     left = lines

@@ -20,6 +20,7 @@ from penstock.runtime.history import FileHistory, HistoryFile, LogHistory, Run
 from penstock.runtime.plan import Plan, compile_plan
 from penstock.runtime.replay import Replay, choose, in_background, write_parquet
 from penstock.settings import Settings
+from penstock.wording import number_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -86,9 +87,11 @@ def run_replay(app: Path, options: ReplayOptions, settings: Settings) -> None:
     seconds = time.monotonic() - started
     target = f"to {options.target} " if options.target else ""
     rate = f"{rows / seconds:,.0f} a second"
-    console.print(f"replayed {rows:,} events {target}in {seconds:.2f} s ({rate})", soft_wrap=True)
+    console.print(f"replayed {number_of(rows, 'event')} {target}in {seconds:.2f} s ({rate})", soft_wrap=True)
     if history.refusals.count:
-        console.print(f"left out {history.refusals.count:,} rows that do not fit, the first of them:")
+        left_out = history.refusals.count
+        which = "row that does not fit" if left_out == 1 else "rows that do not fit, the first of them"
+        console.print(f"left out {left_out:,} {which}:")
         for line in history.refusals.shown or []:
             console.print("  " + line, highlight=False)
 

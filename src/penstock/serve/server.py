@@ -12,6 +12,7 @@ import gc
 import logging
 import resource
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -97,6 +98,24 @@ async def serve(
         await server.live(stop=stop, hurry=hurry)
 
 
+def check_port(host: str, port: int) -> None:
+    """See that nobody else listens there. Raises `SettingsError`."""
+    for family, kind, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(address)
+            except OSError as error:
+                raise _cannot_listen(host, port, error) from None
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> SettingsError:
+    if error.errno == errno.EADDRINUSE:  # The loop words it at length, with the address again.
+        hint = "stop what is listening there, or choose another --port"
+        return SettingsError(f"port {port} of {host} is in use", hint=hint)
+    return SettingsError(f"cannot listen on {host}, port {port}: {error.strerror}")
+
+
 class Server:
     """The parts of the doors, and their common life."""
 
@@ -153,10 +172,7 @@ class Server:
         try:
             return await loop.create_server(self._door.connect, host, port, backlog=BACKLOG, start_serving=False)
         except OSError as error:
-            if error.errno == errno.EADDRINUSE:  # The loop words it at length, with the address again.
-                hint = "stop what is listening there, or choose another --port"
-                raise SettingsError(f"port {port} of {host} is in use", hint=hint) from None
-            raise SettingsError(f"cannot listen on {host}, port {port}: {error.strerror}") from None
+            raise _cannot_listen(host, port, error) from None
 
     def _open(self, stop: asyncio.Event) -> None:
         self._relay.open(self._core.start(), self._models.score)
