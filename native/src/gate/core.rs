@@ -40,6 +40,8 @@ pub struct Settings {
     pub threads: usize,
 }
 
+/// About what the log takes of one who was told the fallback.
+const TOLD_BYTES: usize = 256;
 /// One cycle takes at most so many requests.
 const CYCLE_REQUESTS: usize = 1_024;
 /// How often `tend` has something to do.
@@ -58,7 +60,6 @@ pub(super) struct PolicyLog {
 pub struct Core {
     pub plan: Arc<Plan>,
     pub(super) clock: Arc<dyn Clock>,
-    pub(super) settings: Settings,
     pub(super) engine: Engine,
     pub(super) disk: Arc<dyn Disk>,
     pub(super) log: Log,
@@ -143,7 +144,7 @@ impl Core {
     /// Whether `step` has work left that no new request has to bring.
     pub fn busy(&self) -> bool {
         !(self.bulk_queue.is_empty() && self.cutting.is_empty())
-            || (!self.holding && !(self.untold.is_empty() && self.scored.is_empty()))
+            || (!self.holding && (self.has_untold() || !self.scored.is_empty()))
     }
 
     /// How many of these requests, from the first on, one cycle takes: its commit has the space that was kept for it.
@@ -191,7 +192,7 @@ impl Core {
         // A slice of large requests and waiting decisions take turns: neither is held back by more than one commit of
         // the other.
         let waiting = decides.iter().any(|requests| !requests.is_empty());
-        self.find_told_lines(&cycle);
+        self.hear_told(&mut cycle);
         let turn = !waiting || self.bulk_turn;
         self.bulk_turn = !turn;
         for (policy, requests) in decides.into_iter().enumerate() {
@@ -371,7 +372,7 @@ impl Core {
 
     /// Whether there is space for a cycle, and after it for the decisions that are in flight. New events are refused
     /// before those lack it; where it is lacking all the same, they wait in memory.
-    fn look_for_room(&mut self) -> Result<()> {
+    pub(super) fn look_for_room(&mut self) -> Result<()> {
         let reserve = self.in_flight_bytes().min(self.reserve_bytes);
         self.stats.full = self.full(self.weights.cycle_bytes_max() + reserve)?;
         self.holding = self.stats.full.is_some() && self.full(self.weights.held_bytes_max())?.is_some();
@@ -394,7 +395,7 @@ impl Core {
             let rows = if pending.dry_run { 0 } else { pending.told.len() };
             rows * self.weights.decision(pending.policy).bytes(longest)
         });
-        pending.sum::<usize>() + self.untold.values().map(|tell| self.timeout_bytes(tell)).sum::<usize>()
+        pending.sum::<usize>() + self.untold.len() * TOLD_BYTES
     }
 
     pub(super) fn full_answer(&self, handle: u64) -> Answer {

@@ -184,7 +184,10 @@ impl Core {
     ) -> Result<Batch> {
         let rows = events.num_rows();
         let before = self.engine.newest(topic).unwrap_or(i64::MIN);
+        self.stats.state_bytes = self.engine.state_bytes() as u64;
         let stateless = self.stateless(topic, &events);
+        let full = stateless.iter().flatten().filter(|&&mark| mark != 0).count();
+        self.stats.state_full += full as u64;
         let mut processed = self.engine.process(topic, &events, stateless.as_deref(), wanted)?;
         let base = self.next_offset(cycle, topic);
         *cycle.staged.entry(topic).or_default() += rows as i64;
@@ -215,16 +218,11 @@ impl Core {
     }
 
     /// Where the state has reached its limit, the rows with a key that it does not know.
-    pub(super) fn stateless(&mut self, topic: usize, events: &RecordBatch) -> Option<Vec<u8>> {
-        let bytes = self.engine.state_bytes();
-        self.stats.state_bytes = bytes as u64;
-        if bytes < self.settings.state_bytes_max {
-            return None;
-        }
-        let marks: Vec<u8> =
-            self.engine.new_keys(topic, events).iter().map(|&new| if new { STATELESS } else { 0 }).collect();
-        self.stats.state_full += marks.iter().filter(|&&mark| mark != 0).count() as u64;
-        Some(marks)
+    pub(super) fn stateless(&self, topic: usize, events: &RecordBatch) -> Option<Vec<u8>> {
+        (self.stats.state_bytes >= self.stats.state_bytes_max).then(|| {
+            let new_keys = self.engine.new_keys(topic, events);
+            new_keys.iter().map(|&new| if new { STATELESS } else { 0 }).collect()
+        })
     }
 
     pub(super) fn count_decisions(&mut self, policy: usize, verdicts: &Verdicts) {
