@@ -66,6 +66,9 @@ fn raise(error: Error) -> PyErr {
     let hint = match &error {
         Error::Invalid { hint, .. } => hint.clone(),
         Error::Damaged { .. } => Some("`penstock log verify` shows all that is damaged".into()),
+        Error::Locked { pid: Some(pid), stopped: true } => {
+            Some(format!("`kill -CONT {pid}` lets it go on, `kill -9 {pid}` ends it: nothing acknowledged is lost"))
+        }
         _ => None,
     };
     let message = match error {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable
 
 from reliability.caller import JSON, Caller, NoAnswer
@@ -20,23 +21,23 @@ class Load:
 
     def __init__(self, ledger: Ledger, rng: random.Random) -> None:
         self.ledger = ledger
-        self._rng = rng
+        self.rng = rng
         self._number = 0
-        self.cut = 0  # connections that ended with a request open
+        self.cut_at: list[float] = []  # when requests were sent whose connection then ended without an answer
         self.refused: dict[str, int] = {}  # answers of 503 and 429, by code
 
     def request(self) -> Request:
-        kind = self._rng.choices(("one", "many", "events"), (80, 12, 8))[0]
-        count = 1 if kind == "one" else self._rng.randint(1, 40)
+        kind = self.rng.choices(("one", "many", "events"), (80, 12, 8))[0]
+        count = 1 if kind == "one" else self.rng.randint(1, 40)
         return Request(kind, tuple(self.payment() for _ in range(count)))  # type: ignore[arg-type]
 
     def payment(self) -> JSON:
         self._number += 1
         return {
             "payment_id": f"p{self._number}",
-            "card": f"c{self._rng.randrange(CARDS)}",
-            "memo": "m" * self._rng.choice((0, 10, MEMO_MAX)),
-            "amount": f"{self._rng.randrange(1, 100_000) / 100:.2f}",
+            "card": f"c{self.rng.randrange(CARDS)}",
+            "memo": "m" * self.rng.choice((0, 10, MEMO_MAX)),
+            "amount": f"{self.rng.randrange(1, 100_000) / 100:.2f}",
             "paid_at": "2026-11-01T12:00:00Z",
         }
 
@@ -54,10 +55,10 @@ class Load:
 
     async def _work(self, port: int, until: Callable[[], bool]) -> None:
         """One connection. What is refused for now is sent again a moment later, as a good client does."""
-        caller = Caller(port)
+        caller, sent_at = Caller(port), time.monotonic()
         try:
             while not until():
-                request = self.request()
+                request, sent_at = self.request(), time.monotonic()
                 reply = await self.ledger.send(caller, request)
                 while reply.status in (429, 503) and not until():
                     self.refused[reply.code] = self.refused.get(reply.code, 0) + 1
@@ -65,6 +66,6 @@ class Load:
                     reply = await caller.call("POST", request.path, request.body, request.media_type)
                     self.ledger.note(request, reply)
         except NoAnswer:
-            self.cut += 1
+            self.cut_at.append(sent_at)
         finally:
             await caller.close()
