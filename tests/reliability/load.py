@@ -46,7 +46,7 @@ class Load:
         caller = Caller(port)
         for start in range(0, cards, FILL_LINES):
             numbers = range(start, min(start + FILL_LINES, cards))
-            payments = tuple({**self.payment(), "card": f"f{number}", "memo": ""} for number in numbers)
+            payments = tuple({**self.payment(), "card": f"f{self._number}", "memo": ""} for _ in numbers)
             await self.ledger.send(caller, Request("events", payments))
         await caller.close()
 
