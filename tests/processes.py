@@ -156,7 +156,15 @@ def running(
             service.end(signal.SIGKILL)
 
 
-def payment(number: int, **changed: Any) -> JSON:
+def eventually(condition: Callable[[], object]) -> None:
+    """Wait until this is so."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def payment(number: int | str, **changed: Any) -> JSON:
     event = {"payment_id": f"p{number}", "card": "c1", "amount": "12.50", "paid_at": "2026-11-01T12:00:00Z"}
     return {**event, **changed}
 

@@ -232,7 +232,7 @@ impl Core {
         slice: &mut Slice,
     ) -> Result<()> {
         if let Some(reason) = self.stats.full.clone()
-            && !matches!(purpose, Purpose::DryRun(_))
+            && matches!(purpose, Purpose::Events(_))
         {
             self.advance(number, lines.end);
             let body = error_body("disk_full", &reason, None);
