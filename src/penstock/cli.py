@@ -326,6 +326,26 @@ def snapshot_drop_command(sequence: int, **options: Any) -> None:
     click.echo(f"dropped the snapshot as of commit {dropped.sequence:,}")
 
 
+@commands.command("backup")
+@click.argument("target", metavar="DIR", type=click.Path(path_type=Path))
+@settings_options("data")
+def backup_command(target: Path, **options: Any) -> None:
+    """Copy a data directory to the new folder DIR, whether or not a service writes it."""
+    from penstock.runtime.backup import back_up
+
+    manifest = back_up(read_options(options)["data"], target)
+    files = number_of(len(manifest["files"]), "file")
+    click.echo(f"copied {files} to {target}: everything up to commit {manifest['sequence']:,}")
+
+
+def number_of(count: int, what: str) -> str:
+    """
+    >>> number_of(1, "row"), number_of(2_000, "row")
+    ('1 row', '2,000 rows')
+    """
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
+
+
 @commands.group("rules")
 def rules_group() -> None:
     """The rules of policies."""
