@@ -139,7 +139,7 @@ impl Core {
         let source = match request.kind {
             Kind::EventsArrow => read_arrow(&body, &self.plan.topics[request.target].schema()),
             Kind::EventsJson => match check_one(&body) {
-                Ok(()) => Source::text(vec![0..body.len()], body),
+                Ok(()) => Source::text(std::iter::once(0..body.len()).collect(), body),
                 Err(refusal) => Err(refusal_body(&refusal)),
             },
             _ => {

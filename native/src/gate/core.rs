@@ -143,7 +143,7 @@ impl Core {
     /// Whether `step` has work left that no new request has to bring.
     pub fn busy(&self) -> bool {
         !(self.bulk_queue.is_empty() && self.cutting.is_empty())
-            || (!self.holding && !(self.untold.is_empty() && self.scored.is_empty()))
+            || !(self.holding || self.untold.is_empty() && self.scored.is_empty())
     }
 
     /// How many of these requests, from the first on, one cycle takes: its commit has the space that was kept for it.
