@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,15 +58,22 @@ def fail(*arguments: object, **options: Any) -> str:
     return done.stderr
 
 
+def begin(data: Path, app: Path, *arguments: str, setup: Callable[[], None] | None = None) -> subprocess.Popen[bytes]:
+    """The process of `penstock run`, which need not be ready yet; `setup` runs in it before anything else."""
+    port = () if "--port" in arguments else ("--port", "0")
+    command = [sys.executable, "-m", "penstock", "run", str(app), "--data", str(data), *port, *arguments]
+    with data.with_suffix(".stderr").open("w") as log:
+        return subprocess.Popen(command, stderr=log, preexec_fn=setup)
+
+
 class Service:
     """`penstock run` on a data directory; it is there when it has said this, with its address."""
 
-    def __init__(self, data: Path, app: Path, *arguments: str, said: str = READY) -> None:
-        port = () if "--port" in arguments else ("--port", "0")
-        command = [sys.executable, "-m", "penstock", "run", str(app), "--data", str(data), *port, *arguments]
+    def __init__(
+        self, data: Path, app: Path, *arguments: str, said: str = READY, setup: Callable[[], None] | None = None
+    ) -> None:
         self.log = data.with_suffix(".stderr")
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(command, stderr=log)
+        self.process = begin(data, app, *arguments, setup=setup)
         self.port = int(self.wait_until_said(said).rpartition(":")[2])
 
     def wait_until_said(self, pattern: str) -> str:
@@ -90,6 +97,13 @@ class Service:
 
     def decide(self, event: JSON) -> JSON:
         return self.call("POST", DECIDE, json.dumps(event).encode()).json()
+
+    def metric(self, name: str) -> float:
+        """One of its numbers, as `/metrics` says it."""
+        page = self.call("GET", "/metrics").body.decode()
+        found = re.search(rf"^penstock_{re.escape(name)} (\S+)$", page, re.MULTILINE)
+        assert found, name
+        return float(found.group(1))
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(number)
@@ -126,9 +140,15 @@ def patient(folder: Path, example: Path, rules: str) -> Path:
 
 
 @contextmanager
-def running(data: Path, *arguments: str, app: Path | None = None, said: str = READY) -> Iterator[Service]:
+def running(
+    data: Path,
+    *arguments: str,
+    app: Path | None = None,
+    said: str = READY,
+    setup: Callable[[], None] | None = None,
+) -> Iterator[Service]:
     """A service of this app, or of the first example, for the length of a `with`."""
-    service = Service(data, app or patient_first(data.parent), *arguments, said=said)
+    service = Service(data, app or patient_first(data.parent), *arguments, said=said, setup=setup)
     try:
         yield service
     finally:
@@ -136,7 +156,15 @@ def running(data: Path, *arguments: str, app: Path | None = None, said: str = RE
             service.end(signal.SIGKILL)
 
 
-def payment(number: int, **changed: Any) -> JSON:
+def eventually(condition: Callable[[], object]) -> None:
+    """Wait until this is so."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def payment(number: int | str, **changed: Any) -> JSON:
     event = {"payment_id": f"p{number}", "card": "c1", "amount": "12.50", "paid_at": "2026-11-01T12:00:00Z"}
     return {**event, **changed}
 

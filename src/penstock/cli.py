@@ -246,7 +246,96 @@ def report_text(report: dict[str, Any]) -> str:
     lines = [f"{state}: {number_of(report['segments'], 'segment')}, {number_of(report['commits'], 'commit')}"]
     lines += [f"  {topic}: {number_of(rows, 'row')}" for topic, rows in sorted(report["rows"].items())]
     lines += [f"  {each['file']}, byte {each['offset']:,}: {each['what']}" for each in report["damages"]]
+    lines += [f"  {each['file']}, byte {each['offset']:,}: {each['what']}" for each in report["ids"]["damages"]]
+    lines += [f"  {each['what']}" for each in report["snapshots"]["damages"]]
+    if report["torn_bytes"]:
+        torn = number_of(report["torn_bytes"], "byte")
+        lines.append(f"  {torn} of an unacknowledged commit at the end: the next start cuts them off")
     return "\n".join(lines)
+
+
+@log_group.command("repair")
+@settings_options("data")
+@click.option("--quarantine", is_flag=True, help="Let acknowledged commits leave the log, and keep them aside.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def repair_command(quarantine: bool, as_json: bool, **options: Any) -> None:
+    """End a damaged log before the damage; what was there goes to quarantine/, with a report."""
+    from penstock.runtime.repair import repair_log
+
+    report = repair_log(read_options(options)["data"], quarantine=quarantine)
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    elif not report["repaired"]:
+        click.echo("the log is sound: there is nothing to repair")
+    else:
+        last = report["last_sequence"]
+        place = f"byte {report['offset']:,} of {report['file']}"
+        click.echo(f"the log ends with commit {last['after']:,} now, before {place}")
+        click.echo(f"what was there, up to commit {last['before']:,}, is in {report['quarantine']}/, with report.json")
+
+
+@commands.group("snapshot")
+def snapshot_group() -> None:
+    """The state's snapshots."""
+
+
+@snapshot_group.command("list")
+@settings_options("data")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def snapshot_list_command(as_json: bool, **options: Any) -> None:
+    """Which there are, the oldest first: the commit each is as of, its size, when it was written."""
+    from penstock.runtime.logs import check_data
+    from penstock.runtime.snapshot_files import list_snapshots
+
+    data: Path = read_options(options)["data"]
+    check_data(data)
+    rows = [snapshot.to_json() for snapshot in list_snapshots(data)]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        click.echo(f"{row['sequence']:>12,}  {row['bytes']:>16,} bytes  {row['written_at']}")
+
+
+@snapshot_group.command("verify")
+@settings_options("data")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def snapshot_verify_command(as_json: bool, **options: Any) -> None:
+    """Read each of them whole; exit status 1 where one is damaged."""
+    from penstock.runtime.logs import check_data
+    from penstock.runtime.snapshot_files import verify_snapshots
+
+    data: Path = read_options(options)["data"]
+    check_data(data)
+    report = verify_snapshots(data)
+    state = "DAMAGED" if report["damages"] else "sound"
+    lines = [f"{state}: {number_of(report['files'], 'snapshot')}", *(f"  {each['what']}" for each in report["damages"])]
+    click.echo(json.dumps(report, indent=2) if as_json else "\n".join(lines))
+    if report["damages"]:
+        sys.exit(1)
+
+
+@snapshot_group.command("drop")
+@click.argument("sequence", type=click.IntRange(min=1))
+@settings_options("data")
+def snapshot_drop_command(sequence: int, **options: Any) -> None:
+    """Remove the snapshot as of commit SEQUENCE, of a directory that nothing runs on."""
+    from penstock.runtime.snapshot_files import drop_snapshot
+
+    dropped = drop_snapshot(read_options(options)["data"], sequence)
+    click.echo(f"dropped the snapshot as of commit {dropped.sequence:,}")
+
+
+@commands.command("backup")
+@click.argument("target", metavar="DIR", type=click.Path(path_type=Path))
+@settings_options("data")
+def backup_command(target: Path, **options: Any) -> None:
+    """Copy a data directory to the new folder DIR, whether or not a service writes it."""
+    from penstock.runtime.backup import back_up
+
+    manifest = back_up(read_options(options)["data"], target)
+    files = number_of(len(manifest["files"]), "file")
+    click.echo(f"copied {files} to {target}: everything up to commit {manifest['sequence']:,}")
 
 
 def number_of(count: int, what: str) -> str:

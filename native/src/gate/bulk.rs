@@ -70,7 +70,7 @@ impl Core {
         let source = match request.kind {
             Kind::EventsArrow => read_arrow(&body, &self.plan.topics[request.target].schema()),
             Kind::EventsJson => match check_one(&body) {
-                Ok(()) => Source::text(request.kind, vec![0..body.len()], body),
+                Ok(()) => Source::text(request.kind, std::iter::once(0..body.len()).collect(), body),
                 Err(refusal) => Err(refusal_body(&refusal)),
             },
             _ => {
@@ -163,7 +163,7 @@ impl Core {
         slice: &mut Slice,
     ) -> Result<()> {
         if let Some(reason) = self.stats.full.clone()
-            && !matches!(purpose, Purpose::DryRun(_))
+            && matches!(purpose, Purpose::Events(_))
         {
             self.advance(number, lines.end);
             let body = error_body("disk_full", &reason, None);

@@ -52,10 +52,13 @@ impl Core {
         let origin = self.policies[policy].origin;
         let seen = self.admit(cycle, topic, origin, &batch)?;
         let group = cycle.groups.len() - 1;
+        // What was decided before is told again all the same.
+        let full = self.stats.full.is_some();
         let mut queue: Queue = Vec::with_capacity(seen.len());
         let mut again = Vec::new();
-        for (seen, waiter) in seen.iter().zip(waiters) {
+        for (row, (seen, waiter)) in seen.iter().zip(waiters).enumerate() {
             match seen {
+                Seen::New | Seen::InCycle(..) if full => self.tell_full(cycle, policy, (&batch, row), waiter),
                 Seen::New => queue.push((queue.len(), waiter)),
                 Seen::InCycle(group, row) => again.push((*group, *row, waiter.repeated())),
                 Seen::Before(event) => self.repeat(cycle, policy, event, waiter.repeated())?,
@@ -65,8 +68,8 @@ impl Core {
                 }
             }
         }
-        let events = take_new(&batch, &seen)?;
-        if events.num_rows() > 0 {
+        if !queue.is_empty() {
+            let events = take_new(&batch, &seen)?;
             let set = self.plan.policies[policy].features;
             let batch = self.remember(cycle, topic, origin, events, &[set])?;
             cycle.groups[group].taken = match self.plan.policies[policy].model {

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from penstock import _native
 from penstock.errors import InputError, LockedError
+from penstock.runtime.snapshot_files import verify_snapshots
 from penstock.schema import Type
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ COMMIT_S = 10
 
 def read_catalog(data: Path) -> dict[str, Any]:
     """Topics with their next offset and fields, and the notes, as of the log's end."""
-    _check_data(data)
+    check_data(data)
     catalog: dict[str, Any] = json.loads(_native.catalog(str(data)))
     return catalog
 
@@ -202,9 +203,17 @@ class OtherType(Exception):
 
 
 def verify_log(data: Path) -> dict[str, Any]:
-    """Every frame of every file checked."""
-    _check_data(data)
+    """Every frame of every segment checked, every block of the ids and every store of the snapshots.
+
+    `damages` are the log's; ids and snapshots have their own, since a start makes them again from the log.
+    """
+    check_data(data)
     report: dict[str, Any] = json.loads(_native.verify(str(data)))
+    count, damages = _native.verify_ids(str(data)) if (data / "ids").is_dir() else (0, [])
+    listed = [{"file": file, "offset": offset, "what": what} for file, offset, what in damages]
+    report["ids"] = {"files": count, "damages": listed}
+    report["snapshots"] = verify_snapshots(data)
+    report["sound"] = not (report["damages"] or listed or report["snapshots"]["damages"])
     return report
 
 
@@ -245,7 +254,7 @@ def _topic(data: Path, topic: str) -> dict[str, Any]:
     raise InputError(f'the log in {data} has no topic "{topic}"', hint=f"there are: {names}")
 
 
-def _check_data(data: Path) -> None:
+def check_data(data: Path) -> None:
     if not (data / "log").is_dir():
         raise InputError(
             f"{data} is not a data directory: it has no log", hint="give the directory of the service with --data"

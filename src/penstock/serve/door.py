@@ -41,6 +41,8 @@ class Door:
         return Connection(self)
 
     def learn(self, head_bytes: bytes, head: Head) -> None:
+        if self.stopping:
+            return
         if len(self.heads) >= HEADS_MAX:
             self.heads.clear()
         self.heads[head_bytes] = head
@@ -70,9 +72,17 @@ class Door:
         if connections:
             asyncio.get_running_loop().call_soon(self._check_some, connections, now_ns)
 
+    def begin_stop(self) -> None:
+        """From now on each connection closes with its last answer; one without a request may still have one coming."""
+        self.stopping = True
+        # A head that is known leads to an answer that keeps its connection.
+        self.heads.clear()
+        for connection in list(self.connections):
+            if connection.queue:
+                connection.stop()
+
     def stop(self) -> None:
         """Take no more; a connection closes with its last answer, one without a request now."""
-        self.stopping = True
         for connection in list(self.connections):
             connection.stop()
 

@@ -49,6 +49,10 @@ CORE = {
         "state_full_total",
         "Events that got the fallback because the state was full.",
     ),
+    "disk_full": (
+        "disk_full_total",
+        "Events that were not decided because the disk was full.",
+    ),
     "reader_lags": (
         "reader_lag_seconds",
         "How far a topic is behind others whose events it reads; they are kept for it.",

@@ -35,6 +35,8 @@ logger = logging.getLogger("penstock.serve")
 BACKLOG = 1_024
 TICK_S_MAX = 1.0
 DRAIN_STEP_S = 0.005
+# How long a connection that waits for nothing stays open for a request on its way.
+ARRIVE_S = 0.1
 # After the core has stopped, how long its last answers may take to leave.
 LAST_WRITES_S = 1.0
 # What the process opens beside its connections: the log's files, the models' sockets, the rest.
@@ -178,6 +180,8 @@ class Server:
         """Answer what is held, then have the core end; raises what the core was lost with."""
         logger.info("stopping: answering what is held")
         relay = self._relay
+        self._door.begin_stop()
+        await self._let_arrive(hurry)
         self._door.stop()
         await wait_until(
             lambda: relay.failed.done() or not (relay.pending or self._door.busy()),
@@ -193,6 +197,13 @@ class Server:
         await wait_until(lambda: not self._door.busy(), limit_s=LAST_WRITES_S, hurry=hurry)
         if relay.failed.done():
             relay.failed.result()
+
+    async def _let_arrive(self, hurry: asyncio.Event) -> None:
+        """Requests that were sent before their callers can know of the end are read, and so answered."""
+        await wait_until(lambda: self._relay.failed.done(), limit_s=ARRIVE_S, hurry=hurry)
+        # However late this goes on: a turn of the loop that reads what is there, and one that takes it.
+        for _ in range(2):
+            await asyncio.sleep(0)
 
     async def _stop_core(self) -> None:
         try:
