@@ -79,10 +79,13 @@ class Service:
         self.end(signal.SIGKILL)
         raise AssertionError("the service did not start:\n" + self.log.read_text())
 
-    def call(self, method: str, path: str, body: bytes | None = None, kind: str = "application/json") -> Answer:
+    def call(
+        self, method: str, path: str, body: bytes | None = None, kind: str = "application/json", *, token: str = ""
+    ) -> Answer:
+        headers = {"Content-Type": kind, **({"Authorization": f"Bearer {token}"} if token else {})}
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
-            connection.request(method, path, body, {"Content-Type": kind})
+            connection.request(method, path, body, headers)
             response = connection.getresponse()
             return Answer(response.status, response.read(), dict(response.getheaders()))
         finally:

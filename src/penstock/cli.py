@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from penstock.errors import PenstockError
+from penstock.errors import PenstockError, SettingsError
 from penstock.settings import FILE, SETTINGS, Setting, Settings, read_settings, url
 
 
@@ -273,6 +273,69 @@ def rules_check_command(app: Path) -> None:
     for policy in plan.document["policies"]:
         rules = number_of(len(policy["rules"]), "rule")
         click.echo(f"policy {policy['name']}: {rules}, version {policy['version']}")
+
+
+@commands.group("tokens")
+def tokens_group() -> None:
+    """The tokens that callers of a service need."""
+
+
+token_name = click.argument("name")
+
+
+@tokens_group.command("new")
+@token_name
+@click.option(
+    "--role",
+    "roles",
+    multiple=True,
+    required=True,
+    type=click.Choice(["ingest", "decide", "query", "admin"]),
+    help="What its holder may do. May be repeated.",
+)
+@settings_options("tokens")
+def tokens_new_command(name: str, roles: tuple[str, ...], **options: Any) -> None:
+    """Make a token called NAME, write its hash, and show the token: this once, and never again."""
+    from penstock.serve.tokens import new_token
+
+    path = tokens_file(options)
+    click.echo(new_token(path, name, roles))
+    click.echo(f"its hash is in {path}; a running service takes it within a second", err=True)
+
+
+@tokens_group.command("list")
+@settings_options("tokens")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def tokens_list_command(as_json: bool, **options: Any) -> None:
+    """The tokens by name: roles, and when each was made."""
+    from penstock.serve.tokens import read_tokens
+
+    tokens = read_tokens(tokens_file(options))
+    rows = [(each.name, each.roles, each.created.isoformat() if each.created else None) for each in tokens]
+    if as_json:
+        click.echo(json.dumps([dict(zip(("name", "roles", "created"), row, strict=True)) for row in rows], indent=2))
+        return
+    for each, roles, created in rows:
+        click.echo(f"{each:<24} {', '.join(roles):<30} {created or ''}".rstrip())
+
+
+@tokens_group.command("remove")
+@token_name
+@settings_options("tokens")
+def tokens_remove_command(name: str, **options: Any) -> None:
+    """Take the token called NAME out of the file: it opens nothing any more."""
+    from penstock.serve.tokens import remove_token
+
+    path = tokens_file(options)
+    remove_token(path, name)
+    click.echo(f"removed {name} from {path}; a running service refuses it within a second", err=True)
+
+
+def tokens_file(options: dict[str, Any]) -> Path:
+    path: Path | None = read_options(options)["tokens"]
+    if path is None:
+        raise SettingsError("no tokens file is set", hint="give --tokens FILE, or PENSTOCK_TOKENS")
+    return path
 
 
 @commands.command("settings")

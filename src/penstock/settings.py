@@ -19,6 +19,8 @@ from penstock.clock import LONGEST_US, MICROSECONDS, duration_text, duration_us
 from penstock.errors import DefinitionError, SettingsError
 
 FILE = "penstock.toml"
+# What a client of a service says: a secret, so that it is no setting, which is shown and may be an argument.
+TOKEN = "PENSTOCK_TOKEN"
 
 # Times are looked after at a quarter of the shortest of them: a shorter one would keep the door busy.
 SOON = 10 * MICROSECONDS["ms"]
@@ -70,6 +72,7 @@ SETTINGS = (
     Setting("data", "path", "data", "the data directory: log, snapshots and ids"),
     Setting("host", "text", "127.0.0.1", "the address of the doors; only loopback so far"),
     Setting("port", "integer", 7070, "the port of the doors; 0 takes a free one", 0, 65_535),
+    Setting("tokens", "path", None, "the file of tokens that callers need; `penstock tokens new` writes it"),
     Setting("state_bytes", "bytes", "4GiB", "at this size of the state new keys get the fallback", 1 << 20, 1 << 40),
     Setting("segment_bytes", "bytes", "64MiB", "the size of the log's files", 16 << 20, 512 << 20),
     Setting("commit_bytes", "bytes", "512KiB", "bulk appends are cut into commits of this size", 4096, 1 << 20),
@@ -152,7 +155,7 @@ def _read_file(file: Path | None) -> tuple[dict[str, Any], str]:
 
 def _check_environment(environment: Mapping[str, str]) -> None:
     for variable in environment:
-        if variable.startswith("PENSTOCK_"):
+        if variable.startswith("PENSTOCK_") and variable != TOKEN:
             _check_known(variable.removeprefix("PENSTOCK_").lower(), variable)
 
 

@@ -94,6 +94,8 @@ class Metrics:
         yield family("door_seconds_total", "counter", "Time in the door's own code.", busy)
         waiting = [("", "", len(relay.pending))]
         yield family("door_waiting", "gauge", "Requests that the core has not answered.", waiting)
+        refused = [("", f'{{reason="{reason}"}}', number) for reason, number in door.guard.refusals.items()]
+        yield family("refused_callers_total", "counter", "Requests refused for their token, by reason.", refused)
         connections = [("", "", len(door.connections))]
         yield family("door_connections", "gauge", "Open connections.", connections)
 

@@ -24,6 +24,7 @@ from penstock.runtime.models import PROGRAM, ModelLimits, Models, Worker
 from penstock.runtime.snapshots import Snapshots
 from penstock.serve.answers import Answers
 from penstock.serve.door import Door
+from penstock.serve.guard import Guard
 from penstock.serve.health import Health, trouble
 from penstock.serve.metrics import Metrics
 from penstock.serve.relay import Relay
@@ -93,7 +94,7 @@ async def serve(
     connections_max = allow_connections(settings.connections_max)
     settings = replace(settings, connections_max=connections_max)
     server = Server(core, doors, settings, snapshots, steps, model_program)
-    with stop_signals(stop) as (stop, hurry):
+    with stop_signals(stop, hang_up=server.reload if server.guarded else None) as (stop, hurry):
         await server.live(stop=stop, hurry=hurry)
 
 
@@ -118,7 +119,8 @@ class Server:
         self._answers = Answers()
         self._relay = relay = Relay(core, routes, settings, self._answers)
         self._models = Models(doors.models, limits, scored=relay.scored, moved=self._hear_model, program=model_program)
-        self._door = Door(settings, routes=routes, relay=relay)
+        self._guard = Guard(settings)
+        self._door = Door(settings, routes=routes, relay=relay, guard=self._guard)
         self._health = Health(door=self._door, models=self._models, snapshots=snapshots)
         metrics = Metrics(door=self._door, routes=routes, models=self._models, snapshots=snapshots)
         self._door.pages = {
@@ -131,6 +133,14 @@ class Server:
             min(settings.request_s, settings.idle_s, settings.write_s, settings.stuck_s) / 4,
         )
         self._ticking: asyncio.TimerHandle | None = None
+
+    @property
+    def guarded(self) -> bool:
+        """Whether there are files that say who may call."""
+        return bool(self._guard.files)
+
+    def reload(self) -> None:
+        self._door.reload()
 
     async def live(self, *, stop: asyncio.Event, hurry: asyncio.Event) -> None:
         listener = await self._bind()
@@ -214,6 +224,8 @@ class Server:
         now_ns = monotonic_ns()
         self._answers.set_date(time())
         self._door.check(now_ns)
+        if self._guard.changed():
+            self.reload()
         try:
             self._health.watch(now_ns)
         except Exception as error:
@@ -269,18 +281,24 @@ def _settle(future: asyncio.Future[None], error: Exception | None) -> None:
 
 @contextmanager
 def stop_signals(
-    stop: asyncio.Event | None,
+    stop: asyncio.Event | None, *, hang_up: Callable[[], None] | None
 ) -> Iterator[tuple[asyncio.Event, asyncio.Event]]:
-    """Events for the first signal to stop and the second; only `stop` where that is given."""
+    """Events for the first signal to stop and the second; only `stop` where that is given.
+
+    SIGHUP calls `hang_up`; without it, it ends the process as it always does.
+    """
     hurry = asyncio.Event()
     if stop is not None:
         yield stop, hurry
         return
     stop = first = asyncio.Event()
     loop = asyncio.get_running_loop()
-    signals = (signal.SIGTERM, signal.SIGINT)
+    signals = [signal.SIGTERM, signal.SIGINT]
     for number in signals:
         loop.add_signal_handler(number, lambda: (hurry if first.is_set() else first).set())
+    if hang_up is not None:
+        signals.append(signal.SIGHUP)
+        loop.add_signal_handler(signal.SIGHUP, hang_up)
     try:
         yield stop, hurry
     finally:

@@ -17,6 +17,7 @@ from penstock.runtime.followers import Follower
 from penstock.runtime.models import PROGRAM, ModelSpec
 from penstock.runtime.plan import Plan, compile_plan
 from penstock.runtime.snapshots import Snapshots
+from penstock.serve.guard import Guard
 from penstock.serve.server import Steps, run
 from penstock.serve.settings import Doors, DoorSettings, PolicyDoor, TopicDoor, check_loopback
 from penstock.settings import Settings, url
@@ -41,6 +42,7 @@ class Service:
     def load(app: Path, settings: Settings) -> Service:
         """Load and compile the app. Raises `DefinitionError` and `SettingsError`."""
         check_loopback(settings["host"])
+        Guard(door_settings(settings))  # What is wrong with its files is said before the log is read.
         return Service(app, compile_plan(load_app(app)), settings)
 
     def run(self, *, say: Say, progress: Progress) -> None:
@@ -181,6 +183,7 @@ def door_settings(settings: Settings) -> DoorSettings:
     return DoorSettings(
         host=settings["host"],
         port=settings["port"],
+        tokens=settings["tokens"],
         connections_max=settings["connections"],
         queue_max=settings["queue"],
         body_bytes_max=settings["body_bytes"],

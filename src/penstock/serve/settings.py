@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Literal
 
 from penstock.errors import SettingsError
@@ -45,6 +46,8 @@ class DoorSettings:
 
     host: str = "127.0.0.1"
     port: int = 7070
+    tokens: Path | None = None
+    """The file of tokens; None lets everybody who can call ask everything."""
     connections_max: int = 10_000
     requests_per_second_max: int | None = None
     """Beyond it a request is refused with 429; a second's worth may come at once."""
