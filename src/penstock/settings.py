@@ -70,9 +70,11 @@ class Setting:
 
 SETTINGS = (
     Setting("data", "path", "data", "the data directory: log, snapshots and ids"),
-    Setting("host", "text", "127.0.0.1", "the address of the doors; only loopback so far"),
+    Setting("host", "text", "127.0.0.1", "the address of the doors; beyond loopback tokens and TLS must be set"),
     Setting("port", "integer", 7070, "the port of the doors; 0 takes a free one", 0, 65_535),
     Setting("tokens", "path", None, "the file of tokens that callers need; `penstock tokens new` writes it"),
+    Setting("tls_certificate", "path", None, "the certificate, then its issuers', in PEM; with it the doors speak TLS"),
+    Setting("tls_key", "path", None, "the certificate's private key, in PEM"),
     Setting("state_bytes", "bytes", "4GiB", "at this size of the state new keys get the fallback", 1 << 20, 1 << 40),
     Setting("segment_bytes", "bytes", "64MiB", "the size of the log's files", 16 << 20, 512 << 20),
     Setting("commit_bytes", "bytes", "512KiB", "bulk appends are cut into commits of this size", 4096, 1 << 20),
@@ -218,10 +220,11 @@ def _within(setting: Setting, value: int, place: str) -> int:
     return value
 
 
-def url(host: str, port: int) -> str:
+def url(host: str, port: int, *, tls: bool = False) -> str:
     """Where a service answers.
 
     >>> url("127.0.0.1", 7070), url("::1", 7070)
     ('http://127.0.0.1:7070', 'http://[::1]:7070')
     """
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -29,11 +29,11 @@ from penstock.serve.health import Health, trouble
 from penstock.serve.metrics import Metrics
 from penstock.serve.relay import Relay
 from penstock.serve.routes import Routes
-from penstock.serve.settings import Doors, DoorSettings, check_loopback
+from penstock.serve.settings import Doors, DoorSettings, check_address
+from penstock.serve.tls import BACKLOG, TlsListener, bound_sockets
 
 logger = logging.getLogger("penstock.serve")
 
-BACKLOG = 1_024
 TICK_S_MAX = 1.0
 DRAIN_STEP_S = 0.005
 # After the core has stopped, how long its last answers may take to leave.
@@ -90,7 +90,7 @@ async def serve(
     Where `stop` is given it ends the doors, and signals are left alone. Raises `SettingsError` for
     an address that cannot be listened on, and what the core raised if it was lost.
     """
-    check_loopback(settings.host)
+    check_address(settings)
     connections_max = allow_connections(settings.connections_max)
     settings = replace(settings, connections_max=connections_max)
     server = Server(core, doors, settings, snapshots, steps, model_program)
@@ -157,10 +157,12 @@ class Server:
             listener.close()
             self._close()
 
-    async def _bind(self) -> asyncio.Server:
+    async def _bind(self) -> asyncio.Server | TlsListener:
         loop = asyncio.get_running_loop()
         host, port = self._settings.host, self._settings.port
         try:
+            if self._guard.certificate is not None:
+                return TlsListener(self._door, bound_sockets(host, port))
             return await loop.create_server(self._door.connect, host, port, backlog=BACKLOG, start_serving=False)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:  # The loop words it at length, with the address again.
