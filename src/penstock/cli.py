@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from penstock.errors import PenstockError, SettingsError
-from penstock.settings import FILE, SETTINGS, Setting, Settings, read_settings, url
+from penstock.settings import FILE, SETTINGS, Setting, Settings, read_settings
 
 
 def main() -> None:
@@ -85,6 +85,7 @@ def read_options(options: dict[str, Any]) -> Settings:
     return read_settings(options, file=file)
 
 
+url_option = click.option("--url", help="Where the service answers (default: http:// or https:// with host and port).")
 app_argument = click.argument("app", type=click.Path(path_type=Path))
 
 
@@ -168,15 +169,16 @@ def topics_command(as_json: bool, **options: Any) -> None:
 @click.option("--offset", type=click.IntRange(min=0), help="From this offset on instead.")
 @click.option("-f", "--follow", is_flag=True, help="Go on as rows arrive.")
 @click.option("--consumer", "name", help="Go on where this consumer stopped, and remember where it stops.")
+@url_option
 def tail_command(
-    topic: str, lines: int | None, offset: int | None, follow: bool, name: str | None, **options: Any
+    topic: str, lines: int | None, offset: int | None, follow: bool, name: str | None, url: str | None, **options: Any
 ) -> None:
     """The newest rows of TOPIC, as JSON lines with their offsets."""
     from penstock.runtime.logs import Consumer, tail_rows
 
     settings = read_options(options)
     data: Path = settings["data"]
-    consumer = None if name is None else Consumer(data, name, topic, url=url(settings["host"], settings["port"]))
+    consumer = None if name is None else Consumer(data, name, topic, url=url or settings.url)
     for text in tail_rows(data, topic, lines=lines, offset=offset, follow=follow, sleep=time.sleep, consumer=consumer):
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -186,14 +188,15 @@ def tail_command(
 @settings_options("data", "host", "port")
 @click.option("--forget", "name", metavar="NAME", help="Remove all positions of this consumer.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def consumers_command(name: str | None, as_json: bool, **options: Any) -> None:
+@url_option
+def consumers_command(name: str | None, as_json: bool, url: str | None, **options: Any) -> None:
     """The consumers of a log: how far each has come in which topic, and how many rows it has left."""
     from penstock.runtime.logs import forget_consumer, read_catalog, read_positions
 
     settings = read_options(options)
     data: Path = settings["data"]
     if name is not None:
-        forgotten = forget_consumer(data, name, url=url(settings["host"], settings["port"]))
+        forgotten = forget_consumer(data, name, url=url or settings.url)
         click.echo(f"forgot {forgotten:,} positions of {name}")
         return
     catalog = read_catalog(data)

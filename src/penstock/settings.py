@@ -107,6 +107,12 @@ class Settings:
     def __getitem__(self, name: str) -> Any:
         return self.values[name]
 
+    @property
+    def url(self) -> str:
+        """Where a service with these settings answers, to a caller on its machine."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self["host"], self["host"])
+        return url(host, self["port"], tls=self["tls_certificate"] is not None)
+
     def text(self, name: str) -> str:
         """A value as a user writes it."""
         value = self.values[name]
