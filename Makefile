@@ -13,18 +13,21 @@ CARGO := path=$$(scripts/find-cargo) && PATH="$$path:$$PATH" VIRTUAL_ENV="$(CURD
 PYO3 := PYO3_BUILD_EXTENSION_MODULE=1 PYO3_CONFIG_FILE="$$(echo "$(CURDIR)"/native/target/maturin/pyo3-config-*-abi3.txt)"
 export CARGO_TARGET_DIR := $(CURDIR)/native/target
 
+# A clone of RustSec's advisory database, for `make audit` on a machine without network.
+ADVISORIES ?=
 # What the targets that run something pass on: make demo ARGS="--seconds 20"
 ARGS ?=
 # One of the core's tests: make test-core TEST=what_has_left_every_window_is_freed
 TEST ?=
 
-.PHONY: help demo test test-long test-core test-python bench bench-ids bench-peers check clean ready test-ready
+.PHONY: help demo test test-long test-core test-python bench bench-ids bench-peers check audit clean ready test-ready
 
 help:
 	@echo "make demo          payments decided while their sender waits, for 60 seconds (ARGS=\"--seconds 20\")"
 	@echo "make test          checks and tests, all of them but the long ones"
 	@echo "make test-long     the tests that take minutes"
 	@echo "make check         linters, types and formatting"
+	@echo "make audit         known vulnerabilities of what we depend on (needs the network)"
 	@echo "make bench         measure this machine and write bench/RESULTS.md"
 	@echo "make bench-peers   the same task in Bytewax and Pathway, beside it"
 	@echo "make bench-ids     the index of ids at fifty million, by itself"
@@ -53,6 +56,10 @@ check: test-ready
 	@$(CARGO) scripts/find-cargo --tools
 	@$(CARGO) cargo fmt --manifest-path native/Cargo.toml --check
 	@$(CARGO) $(PYO3) cargo clippy --manifest-path native/Cargo.toml --release --locked --all-targets --features python -- -D warnings
+
+# Not part of `make test`: what was sound yesterday may not be today, whatever was changed.
+audit: test-ready
+	@$(CARGO) ADVISORIES="$(ADVISORIES)" scripts/audit
 
 bench: ready .venv/.bench
 	@$(BIN)/python bench/run.py $(ARGS)

@@ -188,6 +188,27 @@ def test_the_core_is_asked_nothing_for_who_is_refused(core: StandIn, tmp_path: P
     assert core.requests == []
 
 
+def test_a_head_that_was_let_in_is_not_hashed_again_until_tokens_are_read_anew(
+    core: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[bytes] = []
+
+    def digest_of(token: bytes) -> bytes:
+        hashed.append(token)
+        return hashlib.sha256(token).digest()
+
+    monkeypatch.setattr("penstock.serve.access.digest_of", digest_of)
+    file = tmp_path / "tokens.toml"
+    token = new_token(file, "one", ["decide"])
+    with running(core, tokens=file) as door:
+        for _ in range(2):
+            client = door.client()
+            assert [client.ask(with_token(post(DECIDE), token)).status for _ in range(5)] == [200] * 5
+        assert hashed == [token.encode()]
+        new_token(file, "two", ["decide"])
+        eventually(lambda: client.ask(with_token(post(DECIDE), token)).status == 200 and len(hashed) == 2)
+
+
 def test_a_new_token_opens_and_a_removed_one_ends_on_open_connections(core: StandIn, tmp_path: Path) -> None:
     file = tmp_path / "tokens.toml"
     old = new_token(file, "old", ["decide"])

@@ -192,6 +192,17 @@ def test_a_new_certificate_is_shown_to_new_connections_and_the_old_ones_go_on(co
         assert client.ask(get("/healthz")).status == 200
 
 
+def test_readiness_warns_before_the_certificate_expires(core: StandIn, files: Files) -> None:
+    files.issue(days=20)
+    with files.running(core) as door:
+        assert door.ask(get("/readyz")).json["warnings"] == []
+        before = serial(door)
+        files.issue(days=13)
+        eventually(lambda: serial(door) != before)
+        (warning,) = door.ask(get("/readyz")).json["warnings"]
+        assert "the certificate in force expires at 20" in warning
+
+
 def test_a_certificate_that_will_not_do_leaves_the_old_one_in_force(
     core: StandIn, files: Files, caplog: pytest.LogCaptureFixture
 ) -> None:
