@@ -18,7 +18,7 @@ import pytest
 
 from certificates import Authority
 from penstock.errors import SettingsError
-from penstock.runtime.calls import post_json
+from penstock.runtime.calls import post
 from processes import DECIDE, EVENTS, PATIENCE_S, Service, fail, payment, penstock, running, succeed
 
 ROLES = ("ingest", "decide", "query", "admin")
@@ -193,12 +193,12 @@ def test_consumers_go_through_a_service_with_tls_by_their_token(files: Files, tm
 @pytest.mark.parametrize("url", ["http://192.0.2.1:7070", "http://service.example"])
 def test_a_token_is_not_sent_where_others_can_read_along(url: str) -> None:
     with pytest.raises(SettingsError, match="is not sent"):
-        post_json(url, "/v1/positions", {}, environment={"PENSTOCK_TOKEN": "pst_a"})
+        post(url, "/v1/positions", b"{}", environment={"PENSTOCK_TOKEN": "pst_a"})
 
 
 def test_a_token_that_is_none_is_refused_and_not_shown() -> None:
     with pytest.raises(SettingsError) as raised:
-        post_json("http://localhost:1", "/", {}, environment={"PENSTOCK_TOKEN": "pst_a\r\nX: y"})
+        post("http://localhost:1", "/", b"{}", environment={"PENSTOCK_TOKEN": "pst_a\r\nX: y"})
     assert "pst_a" not in str(raised.value)
 
 

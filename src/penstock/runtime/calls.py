@@ -17,21 +17,30 @@ from urllib.parse import urlsplit
 from penstock.errors import InputError, SettingsError
 from penstock.settings import TOKEN
 
-ANSWER_S = 10
+ANSWER_S = 10.0
 
 
-def post_json(url: str, path: str, value: Any, *, environment: Mapping[str, str] = os.environ) -> None:
-    """Ask a service at this URL. Raises `InputError` where it refuses or does not answer."""
+def post(
+    url: str,
+    path: str,
+    body: bytes,
+    *,
+    media_type: str = "application/json",
+    timeout_s: float = ANSWER_S,
+    environment: Mapping[str, str] = os.environ,
+) -> Any:
+    """The JSON that a service at this URL answers. Raises `InputError` where it refuses or does not answer."""
     if urlsplit(url).scheme not in ("http", "https"):
         raise SettingsError("the URL of a service begins with http:// or https://")
-    request = urllib.request.Request(url + path, json.dumps(value).encode(), {"Content-Type": "application/json"})
+    request = urllib.request.Request(url + path, body, {"Content-Type": media_type})
     token = read_token(environment)
     if token:
         _check_private(url)
         # Not to be said again where an answer leads elsewhere.
         request.add_unredirected_header("Authorization", f"Bearer {token}")
     try:
-        urllib.request.urlopen(request, timeout=ANSWER_S).close()
+        with urllib.request.urlopen(request, timeout=timeout_s) as answer:
+            return json.load(answer)
     except urllib.error.HTTPError as error:
         hint = f"the environment variable {TOKEN} holds the token" if error.code in (401, 403) else None
         raise InputError(f"the service refused it: {_message(error)}", hint=hint) from None
@@ -45,6 +54,8 @@ def post_json(url: str, path: str, value: Any, *, environment: Mapping[str, str]
         raise InputError(
             f"the service does not answer at {url}", hint="give its --host and --port, or its --url"
         ) from None
+    except ValueError:
+        raise InputError(f"what answers at {url} is no service of Penstock") from None
 
 
 def read_token(environment: Mapping[str, str] = os.environ) -> str:

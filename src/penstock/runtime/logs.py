@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from penstock import _native
 from penstock.errors import InputError, LockedError
-from penstock.runtime.calls import post_json
+from penstock.runtime.calls import post
 from penstock.schema import Type
 
 if TYPE_CHECKING:
@@ -76,7 +76,8 @@ def _commit_position(data: Path, consumer: str, topic: str, offset: int | None, 
     try:
         lock = _native.Lock(str(data))
     except LockedError:
-        post_json(url, "/v1/positions", {"consumer": consumer, "topic": topic, "offset": offset})
+        position = {"consumer": consumer, "topic": topic, "offset": offset}
+        post(url, "/v1/positions", json.dumps(position).encode())
     else:
         _native.commit_position(str(data), consumer, topic, offset, time.time_ns() // 1_000)
         del lock
