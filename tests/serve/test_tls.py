@@ -70,6 +70,15 @@ def test_requests_are_answered_as_without_tls(core: StandIn, files: Files, versi
         assert client.socket.version() == version.name.replace("_", ".")
 
 
+def test_many_requests_at_once_and_answers_left_unread_are_all_answered_in_order(door: Running) -> None:
+    client = door.client()
+    bodies = [b"%d" % number * (1 + number % 7 * 5_000) for number in range(400)]
+    sender = threading.Thread(target=lambda: send_all(client, b"".join(post(DECIDE, body) for body in bodies)))
+    sender.start()
+    assert [client.answer().json[2].encode() for _ in bodies] == bodies
+    sender.join()
+
+
 def test_what_is_older_than_tls_1_2_is_refused(door: Running) -> None:
     assert door.context is not None
     door.context.set_ciphers("ALL:@SECLEVEL=0")
