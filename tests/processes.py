@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ EVENTS = "/v1/topics/payments/events"
 NDJSON = "application/x-ndjson"
 ARROW = "application/vnd.apache.arrow.stream"
 PATIENCE_S = 60
-READY = r"^ready after .*: (http://\S+)$"
+READY = r"^ready after .*: (https?://\S+)$"
 
 JSON = dict[str, Any]
 
@@ -75,6 +76,7 @@ class Service:
         self.log = data.with_suffix(".stderr")
         self.process = begin(data, app, *arguments, setup=setup)
         self.port = int(self.wait_until_said(said).rpartition(":")[2])
+        self.context: ssl.SSLContext | None = None  # of its callers, where it speaks TLS
 
     def wait_until_said(self, pattern: str) -> str:
         """What of this a line of the start says; the service is ended where none does."""
@@ -86,10 +88,15 @@ class Service:
         self.end(signal.SIGKILL)
         raise AssertionError("the service did not start:\n" + self.log.read_text())
 
-    def call(self, method: str, path: str, body: bytes | None = None, kind: str = "application/json") -> Answer:
+    def call(
+        self, method: str, path: str, body: bytes | None = None, kind: str = "application/json", *, token: str = ""
+    ) -> Answer:
+        headers = {"Content-Type": kind, **({"Authorization": f"Bearer {token}"} if token else {})}
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        if self.context is not None:
+            connection = http.client.HTTPSConnection("localhost", self.port, timeout=30, context=self.context)
         try:
-            connection.request(method, path, body, {"Content-Type": kind})
+            connection.request(method, path, body, headers)
             response = connection.getresponse()
             return Answer(response.status, response.read(), dict(response.getheaders()))
         finally:

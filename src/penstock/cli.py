@@ -13,8 +13,8 @@ from typing import Any
 
 import click
 
-from penstock.errors import PenstockError
-from penstock.settings import FILE, SETTINGS, Setting, Settings, read_settings, url
+from penstock.errors import PenstockError, SettingsError
+from penstock.settings import FILE, SETTINGS, Setting, Settings, read_settings
 
 
 def main() -> None:
@@ -85,6 +85,7 @@ def read_options(options: dict[str, Any]) -> Settings:
     return read_settings(options, file=file)
 
 
+url_option = click.option("--url", help="Where the service answers (default: http:// or https:// with host and port).")
 app_argument = click.argument("app", type=click.Path(path_type=Path))
 
 
@@ -168,15 +169,16 @@ def topics_command(as_json: bool, **options: Any) -> None:
 @click.option("--offset", type=click.IntRange(min=0), help="From this offset on instead.")
 @click.option("-f", "--follow", is_flag=True, help="Go on as rows arrive.")
 @click.option("--consumer", "name", help="Go on where this consumer stopped, and remember where it stops.")
+@url_option
 def tail_command(
-    topic: str, lines: int | None, offset: int | None, follow: bool, name: str | None, **options: Any
+    topic: str, lines: int | None, offset: int | None, follow: bool, name: str | None, url: str | None, **options: Any
 ) -> None:
     """The newest rows of TOPIC, as JSON lines with their offsets."""
     from penstock.runtime.logs import Consumer, tail_rows
 
     settings = read_options(options)
     data: Path = settings["data"]
-    consumer = None if name is None else Consumer(data, name, topic, url=url(settings["host"], settings["port"]))
+    consumer = None if name is None else Consumer(data, name, topic, url=url or settings.url)
     for text in tail_rows(data, topic, lines=lines, offset=offset, follow=follow, sleep=time.sleep, consumer=consumer):
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -186,14 +188,15 @@ def tail_command(
 @settings_options("data", "host", "port")
 @click.option("--forget", "name", metavar="NAME", help="Remove all positions of this consumer.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def consumers_command(name: str | None, as_json: bool, **options: Any) -> None:
+@url_option
+def consumers_command(name: str | None, as_json: bool, url: str | None, **options: Any) -> None:
     """The consumers of a log: how far each has come in which topic, and how many rows it has left."""
     from penstock.runtime.logs import forget_consumer, read_catalog, read_positions
 
     settings = read_options(options)
     data: Path = settings["data"]
     if name is not None:
-        forgotten = forget_consumer(data, name, url=url(settings["host"], settings["port"]))
+        forgotten = forget_consumer(data, name, url=url or settings.url)
         click.echo(f"forgot {forgotten:,} positions of {name}")
         return
     catalog = read_catalog(data)
@@ -362,6 +365,69 @@ def rules_check_command(app: Path) -> None:
     for policy in plan.document["policies"]:
         rules = number_of(len(policy["rules"]), "rule")
         click.echo(f"policy {policy['name']}: {rules}, version {policy['version']}")
+
+
+@commands.group("tokens")
+def tokens_group() -> None:
+    """The tokens that callers of a service need."""
+
+
+token_name = click.argument("name")
+
+
+@tokens_group.command("new")
+@token_name
+@click.option(
+    "--role",
+    "roles",
+    multiple=True,
+    required=True,
+    type=click.Choice(["ingest", "decide", "query", "admin"]),
+    help="What its holder may do. May be repeated.",
+)
+@settings_options("tokens")
+def tokens_new_command(name: str, roles: tuple[str, ...], **options: Any) -> None:
+    """Make a token called NAME, write its hash, and show the token: this once, and never again."""
+    from penstock.serve.tokens import new_token
+
+    path = tokens_file(options)
+    click.echo(new_token(path, name, roles))
+    click.echo(f"its hash is in {path}; a running service takes it within a second", err=True)
+
+
+@tokens_group.command("list")
+@settings_options("tokens")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def tokens_list_command(as_json: bool, **options: Any) -> None:
+    """The tokens by name: roles, and when each was made."""
+    from penstock.serve.tokens import read_tokens
+
+    tokens = read_tokens(tokens_file(options))
+    rows = [(each.name, each.roles, each.created.isoformat() if each.created else None) for each in tokens]
+    if as_json:
+        click.echo(json.dumps([dict(zip(("name", "roles", "created"), row, strict=True)) for row in rows], indent=2))
+        return
+    for each, roles, created in rows:
+        click.echo(f"{each:<24} {', '.join(roles):<30} {created or ''}".rstrip())
+
+
+@tokens_group.command("remove")
+@token_name
+@settings_options("tokens")
+def tokens_remove_command(name: str, **options: Any) -> None:
+    """Take the token called NAME out of the file: it opens nothing any more."""
+    from penstock.serve.tokens import remove_token
+
+    path = tokens_file(options)
+    remove_token(path, name)
+    click.echo(f"removed {name} from {path}; a running service refuses it within a second", err=True)
+
+
+def tokens_file(options: dict[str, Any]) -> Path:
+    path: Path | None = read_options(options)["tokens"]
+    if path is None:
+        raise SettingsError("no tokens file is set", hint="give --tokens FILE, or PENSTOCK_TOKENS")
+    return path
 
 
 @commands.command("settings")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from penstock import _native
 from penstock.errors import InputError, LockedError
+from penstock.runtime.calls import post
 from penstock.runtime.snapshot_files import verify_snapshots
 from penstock.schema import Type
 
@@ -23,7 +22,6 @@ FOLLOW_S = 0.2
 NEWEST = 10
 # What the keys of positions among the catalog's notes begin with.
 POSITION = "consumer/"
-COMMIT_S = 10
 
 
 def read_catalog(data: Path) -> dict[str, Any]:
@@ -79,24 +77,11 @@ def _commit_position(data: Path, consumer: str, topic: str, offset: int | None, 
     try:
         lock = _native.Lock(str(data))
     except LockedError:
-        _ask_service(data, {"consumer": consumer, "topic": topic, "offset": offset}, url=url)
+        position = {"consumer": consumer, "topic": topic, "offset": offset}
+        post(url, "/v1/positions", json.dumps(position).encode())
     else:
         _native.commit_position(str(data), consumer, topic, offset, time.time_ns() // 1_000)
         del lock
-
-
-def _ask_service(data: Path, position: dict[str, Any], *, url: str) -> None:
-    request = urllib.request.Request(
-        f"{url}/v1/positions", json.dumps(position).encode(), {"Content-Type": "application/json"}
-    )
-    try:
-        urllib.request.urlopen(request, timeout=COMMIT_S).close()
-    except urllib.error.HTTPError as error:
-        raise InputError(f"the service refused the position: {json.load(error)['error']['message']}") from None
-    except OSError:
-        raise InputError(
-            f"the service of {data} does not answer at {url}", hint="give its --host and --port"
-        ) from None
 
 
 def tail_rows(
