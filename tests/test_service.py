@@ -152,7 +152,7 @@ def test_only_loopback_is_listened_on(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "penstock", "run", str(FIRST), "--data", str(tmp_path), "--host", "0.0.0.0"]
     refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert refused.returncode == 1
-    assert "only this machine may call" in refused.stderr
+    assert "cannot listen on 0.0.0.0, where others can call, without tokens and" in refused.stderr
 
 
 def test_health_readiness_and_metrics_answer(tmp_path: Path) -> None:

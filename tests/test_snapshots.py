@@ -9,8 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,16 +21,9 @@ from penstock.errors import LockedError
 from penstock.runtime.app import load_app
 from penstock.runtime.plan import compile_plan
 from penstock.runtime.snapshotter import GONE, OUTDATED
-from processes import FIRST, JSON, PATIENCE_S, Service, patient_first, payment, running, without_time
+from processes import FIRST, JSON, PATIENCE_S, Service, eventually, patient_first, payment, running, without_time
 
 OFTEN = ("--snapshot-every", "100ms")
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def snapshots(data: Path) -> list[Path]:

@@ -31,6 +31,7 @@ use crate::ids;
 use crate::log::{self, Reader};
 use crate::plan::Plan;
 use crate::schema::{Field, Schema, Type};
+use crate::snapshot;
 
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -50,6 +51,8 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(commit_position, module)?)?;
     module.add_function(wrap_pyfunction!(catalog, module)?)?;
     module.add_function(wrap_pyfunction!(verify, module)?)?;
+    module.add_function(wrap_pyfunction!(verify_ids, module)?)?;
+    module.add_function(wrap_pyfunction!(verify_snapshot, module)?)?;
     module.add_function(wrap_pyfunction!(rows_json, module)?)?;
     Ok(())
 }
@@ -66,6 +69,9 @@ fn raise(error: Error) -> PyErr {
     let hint = match &error {
         Error::Invalid { hint, .. } => hint.clone(),
         Error::Damaged { .. } => Some("`penstock log verify` shows all that is damaged".into()),
+        Error::Locked { pid: Some(pid), stopped: true } => Some(format!(
+            "`kill -CONT {pid}` lets it go on, `kill -9 {pid}` ends it: nothing acknowledged is lost"
+        )),
         _ => None,
     };
     let message = match error {
@@ -877,6 +883,26 @@ fn verify(py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<String> {
     let disk = disk(data)?;
     let report = py.detach(|| log::verify(disk)).map_err(raise)?;
     Ok(serde_json::to_string(&report).expect("plain data"))
+}
+
+/// Read every file of the index of ids: how many there are, and what is damaged of them.
+#[pyfunction]
+fn verify_ids(py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<(u64, Vec<(String, u64, String)>)> {
+    let disk = disk(data)?;
+    let (count, damage) = py.detach(|| ids::verify(disk.as_ref())).map_err(raise)?;
+    let parts = |error| match error {
+        Error::Damaged { file, offset, what } => Ok((file, offset, what)),
+        other => Err(raise(other)),
+    };
+    Ok((count, damage.into_iter().map(parts).collect::<PyResult<_>>()?))
+}
+
+/// Read all of the snapshot of this sequence; its header. Raises `DamagedError`.
+#[pyfunction]
+fn verify_snapshot(py: Python<'_>, data: &Bound<'_, PyAny>, sequence: u64) -> PyResult<String> {
+    let disk = disk(data)?;
+    let header = py.detach(|| snapshot::verify(&disk, sequence)).map_err(raise)?;
+    Ok(serde_json::to_string(&header).expect("plain data"))
 }
 
 /// Remember in a log that no gate writes how far a consumer has come, or forget it with None; the caller holds the

@@ -40,7 +40,7 @@ impl Limits {
         let segment_bytes = segment_bytes as usize;
         Limits {
             event_bytes: most.event_bytes.min(segment_bytes / 16),
-            text_bytes: most.text_bytes.min(segment_bytes / 256),
+            text_bytes: most.text_bytes.min(segment_bytes / 64),
         }
     }
 

@@ -243,18 +243,34 @@ def test_a_retry_waiting_with_its_first_is_told_the_fallback_that_the_first_was_
         assert service.decide("authorise", PAYMENT)["timed_out"]
 
 
+@pytest.mark.parametrize("kind", [DECIDE, DECIDE_MANY])
+def test_who_asks_again_in_the_cycle_of_the_deadline_is_told_the_fallback_too(tmp_path: Path, kind: int) -> None:
+    with testing.run(build(tmp_path), now=NOON) as service:
+        service.models_stuck = True
+        event = json.dumps(PAYMENT).encode()
+        assert service._step([(1_001, kind, 0, event, 0)]) == []
+        service._told = [1_001]
+        ((handle, _, text, _),) = service._step([(1_002, DECIDE, 0, event, 0)])
+        told = json.loads(text)
+        assert (handle, told["timed_out"]) == (1_002, True)
+        service._step(scores_of(service))
+        assert service.decide("authorise", PAYMENT)["timed_out"]
+
+
 # More than the sections that one commit can have.
 MANY = 70_000
 
 
-def decide_many(service: testing.Service) -> int:
-    """A body of many payments, whose model is stuck: its handle."""
+def decide_many(service: testing.Service) -> list[int]:
+    """Bodies of many payments, whose model is stuck: their handles."""
     service.models_stuck = True
     line = b'{"payment_id":"p%d","card":"c1","amount":"1.00","paid_at":"2026-11-01T12:00:00Z"}'
-    body = b"\n".join(line % place for place in range(MANY))
-    with pytest.raises(testing.NoAnswer):
-        service._call(DECIDE_MANY, 0, body)
-    return service._handle
+    handles = []
+    for places in (range(MANY // 2), range(MANY // 2, MANY)):
+        with pytest.raises(testing.NoAnswer):
+            service._call(DECIDE_MANY, 0, b"\n".join(line % place for place in places))
+        handles.append(service._handle)
+    return handles
 
 
 def test_more_undecided_events_than_a_commit_has_sections_are_closed_at_start(tmp_path: Path) -> None:
@@ -271,8 +287,7 @@ def test_more_undecided_events_than_a_commit_has_sections_are_closed_at_start(tm
 
 def test_more_callers_than_a_commit_has_sections_are_told_the_fallback(tmp_path: Path) -> None:
     with testing.run(build(tmp_path), now=NOON) as service:
-        handle = decide_many(service)
-        service._told.append(handle)
+        service._told += decide_many(service)
         service._step([])
         for place in (0, MANY - 1):
             assert service.look_up("authorise", f"p{place}")["timed_out"]
@@ -312,26 +327,3 @@ def test_a_model_that_returns_no_series_is_refused_in_replay_as_live(tmp_path: P
     model = Model("risk", "1", lambda batch: batch["amount"].to_numpy())  # type: ignore[arg-type,return-value]
     with pytest.raises(InputError, match=r'model "risk" failed: the model returned ndarray, not a polars Series'):
         replay.score(model, pa.record_batch({"amount": [1.0]}), pa.RecordBatch.from_arrays([], names=[]))
-
-
-def test_an_event_that_retention_removed_undecided_stops_no_start(tmp_path: Path) -> None:
-    settings = {"segment_bytes": 64 << 10, "commit_bytes": 8 << 10, "retention_us": 60_000_000}
-    with testing.run(build(tmp_path), now=NOON, settings=settings) as service:
-        service.models_stuck = True
-        with pytest.raises(testing.NoAnswer):
-            service.decide("authorise", PAYMENT)
-        for minute in range(20):
-            service.clock.advance("1m")
-            paid_at = service.clock.now.isoformat()
-            service.append(
-                "payments", [{**PAYMENT, "payment_id": f"{minute}-{each}", "paid_at": paid_at} for each in range(500)]
-            )
-            service.snapshot()
-        service.clock.advance("1m")
-        service.append("payments", [{**PAYMENT, "payment_id": "last", "paid_at": paid_at}])
-        service.crash()
-        assert service.started["first_sequence"] > 1
-        assert service.started["undecided"] == 0
-        service.models_answer()
-        again = service.decide("authorise", {**PAYMENT, "paid_at": service.clock.now.isoformat()})
-        assert again["offset"] == 20 * 500 + 2

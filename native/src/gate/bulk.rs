@@ -9,13 +9,15 @@ use super::admit::{Seen, Taken};
 use super::core::{CLOSING_BYTES, Core, Cycle, Waiter, refusal_body, take_new};
 use super::source::{Slice, Source, read_arrow, text_bytes};
 use super::weight::{Sum, Weight};
-use super::{Answer, Kind, Request, Tell, Tells, error_body};
+use super::{Answer, Kind, LineTells, Request, Tell, error_body};
 use crate::answer;
 use crate::conform::{Unknown, conform, keep_rows};
 use crate::decode::{ArrayCut, Decoded, check_one, split_lines};
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 
+/// So long an answer says of further lines only that they are decided: texts of the state may make each very long.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
 /// Memory is made for the answers of so many lines at a time.
 const LINES_AHEAD: usize = 4096;
 /// An array is cut into events so many bytes at a time.
@@ -43,7 +45,7 @@ pub(super) struct Bulk {
     offsets: Vec<Option<i64>>,
     rejected: Vec<(usize, Vec<u8>)>,
     repeated: usize,
-    pub tells: Vec<Tell>,
+    pub tells: LineTells,
     pub told: bool,
 }
 
@@ -68,14 +70,14 @@ impl Core {
         let source = match request.kind {
             Kind::EventsArrow => read_arrow(&body, &self.plan.topics[request.target].schema()),
             Kind::EventsJson => match check_one(&body) {
-                Ok(()) => Source::text(vec![0..body.len()], body),
+                Ok(()) => Source::text(request.kind, std::iter::once(0..body.len()).collect(), body),
                 Err(refusal) => Err(refusal_body(&refusal)),
             },
             _ => {
                 let start = body.as_ptr() as usize;
                 let place =
                     |line: &[u8]| line.as_ptr() as usize - start..line.as_ptr() as usize - start + line.len();
-                Source::text(split_lines(&body).into_iter().map(place).collect(), body)
+                Source::text(request.kind, split_lines(&body).into_iter().map(place).collect(), body)
             }
         };
         self.enter(cycle, &request, source);
@@ -88,7 +90,7 @@ impl Core {
             Ok(false) => self.cutting.push_front((request, cut)),
             Ok(true) => {
                 let (body, lines) = cut.finish();
-                self.enter(cycle, &request, Source::text(lines, body));
+                self.enter(cycle, &request, Source::text(request.kind, lines, body));
             }
             Err(refusal) => self.enter(cycle, &request, Err(refusal_body(&refusal))),
         }
@@ -161,7 +163,7 @@ impl Core {
         slice: &mut Slice,
     ) -> Result<()> {
         if let Some(reason) = self.stats.full.clone()
-            && !matches!(purpose, Purpose::DryRun(_))
+            && matches!(purpose, Purpose::Events(_))
         {
             self.advance(number, lines.end);
             let body = error_body("disk_full", &reason, None);
@@ -301,6 +303,17 @@ impl Core {
         tell: Option<Tell>,
     ) {
         let Some(bulk) = self.bulk.get_mut(&number) else { return };
+        bulk.open -= 1;
+        if bulk.told {
+            // Nobody hears the answer any more, and what is told from here on has been staged with this very commit.
+            return;
+        }
+        if bulk.text.len() > ANSWER_BYTES_MAX {
+            let message = "decided, but the answer to the body is too long; GET tells";
+            bulk.answer(line, |text| text.extend_from_slice(&error_body("answer_too_large", message, None)));
+            bulk.tells.extend(tell);
+            return;
+        }
         let took_ns = now_ns.saturating_sub(bulk.held_ns);
         if bulk.text.capacity() - bulk.text.len() < open.len() + CLOSING_BYTES {
             // About as long as this one: growing by doubling would copy and touch twice the memory.
@@ -310,9 +323,7 @@ impl Core {
             text.extend_from_slice(open);
             answer::finish(text, took_ns);
         });
-        bulk.open -= 1;
-        // What is told from here on has been staged with this very commit.
-        bulk.tells.extend(tell.filter(|_| !bulk.told));
+        bulk.tells.extend(tell);
     }
 
     /// The answers of those requests whose lines all have their result.
@@ -322,7 +333,7 @@ impl Core {
         for number in done {
             let mut bulk = self.bulk.remove(&number).expect("it was just found");
             let (handle, body) = (bulk.handle, bulk.body().into());
-            let tells = Tells::Many(std::mem::take(&mut bulk.tells).into());
+            let tells = bulk.tells.take();
             self.last.push((handle, tells.clone()));
             answers.push(Answer { handle, status: 200, body, flags: 0, tells });
         }
@@ -346,7 +357,7 @@ impl Bulk {
             offsets: vec![None; if matches!(purpose, Purpose::Events(_)) { lines } else { 0 }],
             rejected: Vec::new(),
             repeated: 0,
-            tells: Vec::new(),
+            tells: LineTells::default(),
             told: false,
         }
     }
@@ -361,7 +372,7 @@ impl Bulk {
     }
 
     fn done(&self) -> bool {
-        self.open == 0 && self.next == self.source.len()
+        self.open == 0 && self.next == self.source.len() && (!self.told || self.tells.is_empty())
     }
 
     fn body(&mut self) -> Vec<u8> {

@@ -6,8 +6,8 @@ use arrow_array::cast::AsArray;
 use arrow_array::{Array, RecordBatch};
 
 use super::core::refusal_body;
-use super::error_body;
 use super::weight::{Sum, Weight};
+use super::{Kind, error_body};
 use crate::conform::{Unknown, conform, read_ipc};
 use crate::decode::{Limits, check_json};
 use crate::schema::Schema;
@@ -18,12 +18,15 @@ pub(super) enum Source {
     Arrow(RecordBatch),
 }
 
-/// More lines are not read: each has a result, which may be much longer than the line.
-const LINES_MAX: usize = 500_000;
+/// More events are not taken from one body: each has a result, which may be much longer than the event.
+const EVENTS_MAX: usize = 500_000;
+/// More are not decided in one body: what each is told at the body's deadline is recorded, and looked up by who asks again.
+const DECISIONS_MAX: usize = 50_000;
 
 impl Source {
-    pub fn text(lines: Vec<Range<usize>>, body: Vec<u8>) -> std::result::Result<Source, Vec<u8>> {
-        check_readable(lines.len(), lines.iter().map(|line| &body[line.clone()]))?;
+    pub fn text(kind: Kind, lines: Vec<Range<usize>>, body: Vec<u8>) -> std::result::Result<Source, Vec<u8>> {
+        check_count(kind, lines.len())?;
+        check_readable(lines.iter().map(|line| &body[line.clone()]))?;
         Ok(Source::Text { body, lines })
     }
 
@@ -87,6 +90,7 @@ pub(super) fn read_arrow(body: &[u8], schema: &Schema) -> std::result::Result<So
     let Some(first) = batches.first() else {
         return Err(error_body("empty", "given a stream without rows, wanted events", None));
     };
+    check_count(Kind::EventsArrow, batches.iter().map(RecordBatch::num_rows).sum())?;
     // Whether the columns fit is a matter of the whole stream; whether the values do, of each row.
     conform(&first.slice(0, 0), schema, &Limits::default(), Unknown::Refuse)
         .map_err(|error| wrong(&error))?;
@@ -98,17 +102,21 @@ pub(super) fn read_arrow(body: &[u8], schema: &Schema) -> std::result::Result<So
     Ok(Source::Arrow(batch))
 }
 
+fn check_count(kind: Kind, count: usize) -> std::result::Result<(), Vec<u8>> {
+    let most = if matches!(kind, Kind::DecideMany | Kind::DryRunMany) { DECISIONS_MAX } else { EVENTS_MAX };
+    match count <= most {
+        true => Ok(()),
+        false => {
+            let message = format!("given {count} events in one body, wanted at most {most}");
+            Err(error_body("too_many_events", &message, None))
+        }
+    }
+}
+
 /// A body without events, or with no line that is JSON, cannot be read; else each line has a result of its own.
-fn check_readable<'a>(
-    count: usize,
-    lines: impl Iterator<Item = &'a [u8]> + Clone,
-) -> std::result::Result<(), Vec<u8>> {
+fn check_readable<'a>(lines: impl Iterator<Item = &'a [u8]> + Clone) -> std::result::Result<(), Vec<u8>> {
     if lines.clone().all(|line| line.trim_ascii().is_empty()) {
         return Err(error_body("empty", "given a body without events, wanted at least one", None));
-    }
-    if count > LINES_MAX {
-        let message = format!("given {count} events in one body, wanted at most {LINES_MAX}");
-        return Err(error_body("too_many_events", &message, None));
     }
     let mut refusals = lines.map(|line| check_json(line).err());
     match refusals.next().flatten() {

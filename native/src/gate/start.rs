@@ -100,7 +100,6 @@ impl Core {
             engine: follower.engine,
             plan,
             clock,
-            settings,
             disk,
             segment: 0,
             trim_from: if follower.rebuilt { last } else { 0 },
@@ -112,6 +111,7 @@ impl Core {
             stats,
         };
         core.close_open_decisions(&follower.undecided)?;
+        core.look_for_room()?;
         core.measure_state();
         memory::give_back();
         Ok((core, started))

@@ -187,6 +187,9 @@ fn wait(core: &Core, shared: &Shared) -> (Vec<Request>, Told, bool) {
 impl Inbox {
     /// What was told of requests that still wait here is told when they are taken.
     fn next_told(&mut self) -> Told {
+        if self.told.is_empty() {
+            return Told::default();
+        }
         let waiting: HashSet<u64> = self.requests.iter().map(|request| request.handle).collect();
         let told = std::mem::take(&mut self.told);
         let (later, now) = told.handles.into_iter().partition(|handle| waiting.contains(handle));

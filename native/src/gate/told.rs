@@ -1,6 +1,5 @@
 //! Deadlines that passed: what their callers were told is recorded, and whoever waits with them is told it too.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
@@ -21,17 +20,26 @@ impl Core {
     pub(super) fn recall_told(&mut self, cycle: &mut Cycle) {
         for (handle, tells) in &self.last {
             if !cycle.told.is_empty() && cycle.told.remove(handle) {
-                cycle.tells.extend(tells.iter().cloned());
+                self.untold.extend(tells.iter().map(|tell| ((tell.policy, tell.offset), tell.clone())));
             }
         }
     }
 
-    /// Lines that still wait to be taken when their caller is told the fallback: whoever asks about one alone meanwhile
-    /// is told the same.
-    pub(super) fn find_told_lines(&mut self, cycle: &Cycle) {
+    /// Know who was told the fallback before anybody in this cycle asks again.
+    pub(super) fn hear_told(&mut self, cycle: &mut Cycle) {
         if cycle.told.is_empty() {
             return;
         }
+        self.find_told_lines(cycle);
+        for bulk in self.bulk.values_mut() {
+            bulk.told |= cycle.told.contains(&bulk.handle);
+        }
+        self.tell_pending(cycle);
+    }
+
+    /// Lines that still wait to be taken when their caller is told the fallback: whoever asks about one alone meanwhile
+    /// is told the same.
+    fn find_told_lines(&mut self, cycle: &Cycle) {
         let told = |bulk: &Bulk| !bulk.told && cycle.told.contains(&bulk.handle);
         for (&number, bulk) in self.bulk.iter().filter(|(_, bulk)| told(bulk)) {
             let (Purpose::Decide(policy), Source::Text { body, lines }) = (bulk.purpose, &bulk.source) else {
@@ -60,16 +68,12 @@ impl Core {
         if self.told_lines.is_empty() {
             return Ok((batch, waiters));
         }
-        let topic = self.plan.policy_topic(policy);
-        let about = &self.plan.topics[topic];
+        let about = &self.plan.topics[self.plan.policy_topic(policy)];
         let hashes = id_hashes(about, batch.column(about.id));
-        let same = |(row, hash): (usize, &u64)| {
-            let Some((number, line)) = self.told_lines.get(&(policy, *hash)) else { return false };
-            let Source::Text { body, lines } = &self.bulk[number].source else { return false };
-            let line = self.decoders[topic].decode(std::iter::once(&body[lines[*line].clone()]));
-            content_equal(&batch, row, &line.batch, 0)
-        };
-        let told: Vec<bool> = hashes.iter().enumerate().map(same).collect();
+        let mut told = Vec::with_capacity(hashes.len());
+        for (row, hash) in hashes.into_iter().enumerate() {
+            told.push(self.is_told_line(cycle, policy, &batch, (row, hash))?);
+        }
         let mut kept = Vec::with_capacity(waiters.len());
         for (row, waiter) in waiters.into_iter().enumerate() {
             if told[row] {
@@ -83,17 +87,36 @@ impl Core {
         Ok((take_rows(&batch, told.iter().map(|told| !told))?, kept))
     }
 
+    /// Whether an event is such a line: the very same, and nothing was said of it before.
+    fn is_told_line(
+        &self,
+        cycle: &mut Cycle,
+        policy: usize,
+        batch: &RecordBatch,
+        (row, hash): (usize, u64),
+    ) -> Result<bool> {
+        let Some((number, line)) = self.told_lines.get(&(policy, hash)) else { return Ok(false) };
+        let Source::Text { body, lines } = &self.bulk[number].source else { return Ok(false) };
+        let topic = self.plan.policy_topic(policy);
+        let line = self.decoders[topic].decode(std::iter::once(&body[lines[*line].clone()]));
+        Ok(content_equal(batch, row, &line.batch, 0)
+            && !self.is_in_log(cycle, topic, self.policies[policy].origin, batch, (row, hash))?)
+    }
+
+    /// What a caller was told at the deadline of a body that is still in work.
+    pub(super) fn told_in_bulk(&self, policy: usize, offset: i64) -> Option<&Tell> {
+        self.bulk.values().filter(|bulk| bulk.told).find_map(|bulk| bulk.tells.find(policy, offset))
+    }
+
     /// Record for every request whose caller was told the fallback what it was told, if its event was taken.
     pub(super) fn stage_tells(&mut self, cycle: &mut Cycle) -> Result<()> {
-        let told = std::mem::take(&mut cycle.told);
-        self.tell_bulk(cycle, &told);
-        self.tell_pending(cycle, &told);
+        self.tell_pending(cycle);
         for Finished { waiter, tell, .. } in &cycle.finished {
-            if let (Waiter::One { handle, repeat: false, .. }, Some(tell)) = (waiter, tell)
-                && told.contains(handle)
-            {
-                cycle.tells.push(tell.clone());
-            }
+            let told = match *waiter {
+                Waiter::One { handle, repeat, .. } => !repeat && cycle.told.contains(&handle),
+                Waiter::Line { bulk, .. } => self.bulk.get(&bulk).is_some_and(|bulk| bulk.told),
+            };
+            cycle.tells.extend(tell.iter().filter(|_| told).cloned());
         }
         let tells = std::mem::take(&mut cycle.tells);
         self.untold.extend(tells.into_iter().map(|tell| ((tell.policy, tell.offset), tell)));
@@ -101,7 +124,7 @@ impl Core {
         let (mut taken, mut bytes) = (Vec::new(), 0);
         while !self.holding
             && bytes < self.weights.commit_bytes
-            && let Some((_, tell)) = self.untold.pop_first()
+            && let Some(tell) = self.next_untold()
         {
             bytes += self.timeout_bytes(&tell);
             taken.push(tell);
@@ -109,34 +132,32 @@ impl Core {
         (0..self.plan.policies.len()).try_for_each(|policy| self.stage_timeouts(cycle, policy, &taken))
     }
 
-    /// Large requests that were told the fallback: every line that was decided, and those that will be.
-    fn tell_bulk(&mut self, cycle: &mut Cycle, told: &HashSet<u64>) {
-        for bulk in self.bulk.values_mut() {
-            if told.contains(&bulk.handle) && !bulk.told {
-                bulk.told = true;
-                cycle.tells.append(&mut bulk.tells);
-            }
-        }
-        for Finished { waiter, tell, .. } in &cycle.finished {
-            if let (Waiter::Line { bulk, .. }, Some(tell)) = (waiter, tell)
-                && self.bulk.get(bulk).is_some_and(|bulk| bulk.told)
-            {
-                cycle.tells.push(tell.clone());
-            }
-        }
+    /// The next of those whose telling is not in the log yet.
+    fn next_untold(&mut self) -> Option<Tell> {
+        let first = self.untold.pop_first().map(|(_, tell)| tell);
+        first.or_else(|| self.bulk.values_mut().filter(|bulk| bulk.told).find_map(|bulk| bulk.tells.pop()))
     }
 
-    fn tell_pending(&mut self, cycle: &mut Cycle, told: &HashSet<u64>) {
+    /// Whether there are any.
+    pub(super) fn has_untold(&self) -> bool {
+        !self.untold.is_empty() || self.bulk.values().any(|bulk| bulk.told && !bulk.tells.is_empty())
+    }
+
+    fn tell_pending(&mut self, cycle: &mut Cycle) {
+        if cycle.told.is_empty() && !self.bulk.values().any(|bulk| bulk.told) {
+            return;
+        }
+        let Cycle { told, tells, .. } = cycle;
         for pending in self.pending.values_mut().filter(|pending| !pending.dry_run) {
             for &(row, ref waiter) in &pending.waiters {
                 let waits = match waiter {
-                    Waiter::One { handle, .. } => told.contains(handle),
+                    Waiter::One { handle, repeat, .. } => !repeat && told.contains(handle),
                     Waiter::Line { bulk, .. } => self.bulk.get(bulk).is_some_and(|bulk| bulk.told),
                 };
                 if waits && !pending.told[row] {
                     pending.told[row] = true;
                     let (events, offset) = (pending.batch.events.clone(), pending.batch.offsets[row]);
-                    cycle.tells.push(Tell { policy: pending.policy, events, row, offset });
+                    tells.push(Tell { policy: pending.policy, events, row, offset });
                 }
             }
         }

@@ -44,7 +44,8 @@ impl Run {
         let follower = self.follower.as_mut().expect("it was just opened");
         follower.advance(commits, |_| Ok(())).map_err(words)?;
         ensure(follower.mismatches == 0, || "the follower came to other features".into())?;
-        if snapshot && follower.sequence > 0 {
+        // Before it has read the commit of a change, what it has is of neither pipeline.
+        if snapshot && follower.sequence > 0 && follower.is_current().map_err(words)? {
             let sequence = follower.write_snapshot().map_err(words)?;
             self.summary.snapshots += 1;
             self.trace.push(format!("snapshot of commit {sequence}"));

@@ -91,7 +91,7 @@ impl Run {
             commit_bytes: *chance.pick(&[256, 1024]),
             threads: 1,
         };
-        let segment_bytes = *chance.pick(&[24 << 10, 24 << 10, 64 << 10]);
+        let segment_bytes = *chance.pick(&[48 << 10, 48 << 10, 96 << 10]);
         let log_settings = log::Settings {
             segment_bytes,
             compress_above: *chance.pick(&[64, 1000, usize::MAX]),

@@ -197,6 +197,7 @@ class _Compiler:
             "default": rules.default,
             "rules": _rules(rules),
             "on_overload": policy.on_overload,
+            "on_full": policy.on_full,
         }
         definition = _definition(policy, rules)
         document["definition"] = definition

@@ -17,8 +17,9 @@ from penstock.runtime.followers import Follower
 from penstock.runtime.models import PROGRAM, ModelSpec
 from penstock.runtime.plan import Plan, compile_plan
 from penstock.runtime.snapshots import Snapshots
+from penstock.serve.guard import Guard
 from penstock.serve.server import Steps, check_port, run
-from penstock.serve.settings import Doors, DoorSettings, PolicyDoor, TopicDoor, check_loopback
+from penstock.serve.settings import Doors, DoorSettings, PolicyDoor, TopicDoor, check_address
 from penstock.settings import Settings, url
 from penstock.wording import number_of
 
@@ -41,7 +42,8 @@ class Service:
     @staticmethod
     def load(app: Path, settings: Settings) -> Service:
         """Load and compile the app. Raises `DefinitionError` and `SettingsError`."""
-        check_loopback(settings["host"])
+        check_address(door_settings(settings))
+        Guard(door_settings(settings))  # What is wrong with its files is said before the log is read.
         return Service(app, compile_plan(load_app(app)), settings)
 
     def run(self, *, say: Say, progress: Progress) -> None:
@@ -62,7 +64,7 @@ class Service:
 
         def listening(host: str, port: int) -> None:
             nonlocal address
-            address = url(host, port)
+            address = url(host, port, tls=self.settings["tls_certificate"] is not None)
 
         steps = Steps(
             listening,
@@ -188,6 +190,9 @@ def door_settings(settings: Settings) -> DoorSettings:
     return DoorSettings(
         host=settings["host"],
         port=settings["port"],
+        tokens=settings["tokens"],
+        tls_certificate=settings["tls_certificate"],
+        tls_key=settings["tls_key"],
         connections_max=settings["connections"],
         queue_max=settings["queue"],
         body_bytes_max=settings["body_bytes"],
