@@ -11,20 +11,30 @@ CORE_SOURCES := $(shell find native -name target -prune -o -type f -print)
 CARGO := path=$$(scripts/find-cargo) && PATH="$$path:$$PATH" VIRTUAL_ENV="$(CURDIR)/.venv"
 # What maturin tells pyo3's build script: cargo's tests say the same and find its crates compiled.
 PYO3 := PYO3_BUILD_EXTENSION_MODULE=1 PYO3_CONFIG_FILE="$$(echo "$(CURDIR)"/native/target/maturin/pyo3-config-*-abi3.txt)"
+SIMULATE = $(CARGO) $(PYO3) SEED=$(SEED) cargo test --manifest-path native/Cargo.toml --release --locked --features python --lib
 export CARGO_TARGET_DIR := $(CURDIR)/native/target
 
+# A clone of RustSec's advisory database, for `make audit` on a machine without network.
+ADVISORIES ?=
 # What the targets that run something pass on: make demo ARGS="--seconds 20"
 ARGS ?=
 # One of the core's tests: make test-core TEST=what_has_left_every_window_is_freed
 TEST ?=
 
-.PHONY: help demo test test-long test-core test-python bench bench-ids bench-peers check clean ready test-ready
+# The simulator: make simulate SEED=0x2a; make test-long SEEDS=100000 FROM=5000
+SEED ?=
+SEEDS ?= 5000
+FROM ?= 0
+
+.PHONY: help demo test test-long test-core test-python simulate simulate-long bench bench-ids bench-peers check audit clean ready test-ready
 
 help:
 	@echo "make demo          payments decided while their sender waits, for 60 seconds (ARGS=\"--seconds 20\")"
 	@echo "make test          checks and tests, all of them but the long ones"
 	@echo "make test-long     the tests that take minutes"
+	@echo "make simulate      run one seed of the simulator again and tell its steps (SEED=0x2a)"
 	@echo "make check         linters, types and formatting"
+	@echo "make audit         known vulnerabilities of what we depend on (needs the network)"
 	@echo "make bench         measure this machine and write bench/RESULTS.md"
 	@echo "make bench-peers   the same task in Bytewax and Pathway, beside it"
 	@echo "make bench-ids     the index of ids at fifty million, by itself"
@@ -43,9 +53,17 @@ test-core: test-ready
 test-python: test-ready
 	@$(BIN)/python -m pytest $(ARGS)
 
+simulate: test-ready
+	@test -n "$(SEED)" || { echo "name the seed: make simulate SEED=0x2a"; exit 1; }
+	@$(SIMULATE) one_seed -- --ignored --nocapture
+
+simulate-long: test-ready
+	@SEEDS=$(SEEDS) FROM=$(FROM) $(SIMULATE) whatever_happens -- --nocapture
+
 test-long: test-ready
 	@$(MAKE) -s bench-ids
 	@PENSTOCK_FUZZ_CASES=200000 $(MAKE) -s test-core TEST=test_fuzz
+	@$(MAKE) -s simulate-long
 	@$(BIN)/python -m pytest -m long $(ARGS)
 
 check: test-ready
@@ -54,6 +72,10 @@ check: test-ready
 	@$(CARGO) scripts/find-cargo --tools
 	@$(CARGO) cargo fmt --manifest-path native/Cargo.toml --check
 	@$(CARGO) $(PYO3) cargo clippy --manifest-path native/Cargo.toml --release --locked --all-targets --features python -- -D warnings
+
+# Not part of `make test`: what was sound yesterday may not be today, whatever was changed.
+audit: test-ready
+	@$(CARGO) ADVISORIES="$(ADVISORIES)" scripts/audit
 
 bench: ready .venv/.bench
 	@$(BIN)/python bench/run.py $(ARGS)

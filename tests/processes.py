@@ -8,10 +8,11 @@ import os
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ EVENTS = "/v1/topics/payments/events"
 NDJSON = "application/x-ndjson"
 ARROW = "application/vnd.apache.arrow.stream"
 PATIENCE_S = 60
-READY = r"^ready after .*: (http://\S+)$"
+READY = r"^ready after .*: (https?://\S+)$"
 
 JSON = dict[str, Any]
 
@@ -58,16 +59,24 @@ def fail(*arguments: object, **options: Any) -> str:
     return done.stderr
 
 
+def begin(data: Path, app: Path, *arguments: str, setup: Callable[[], None] | None = None) -> subprocess.Popen[bytes]:
+    """The process of `penstock run`, which need not be ready yet; `setup` runs in it before anything else."""
+    port = () if "--port" in arguments else ("--port", "0")
+    command = [sys.executable, "-m", "penstock", "run", str(app), "--data", str(data), *port, *arguments]
+    with data.with_suffix(".stderr").open("w") as log:
+        return subprocess.Popen(command, stderr=log, preexec_fn=setup, start_new_session=True)
+
+
 class Service:
     """`penstock run` on a data directory; it is there when it has said this, with its address."""
 
-    def __init__(self, data: Path, app: Path, *arguments: str, said: str = READY) -> None:
-        port = () if "--port" in arguments else ("--port", "0")
-        command = [sys.executable, "-m", "penstock", "run", str(app), "--data", str(data), *port, *arguments]
+    def __init__(
+        self, data: Path, app: Path, *arguments: str, said: str = READY, setup: Callable[[], None] | None = None
+    ) -> None:
         self.log = data.with_suffix(".stderr")
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(command, stderr=log)
+        self.process = begin(data, app, *arguments, setup=setup)
         self.port = int(self.wait_until_said(said).rpartition(":")[2])
+        self.context: ssl.SSLContext | None = None  # of its callers, where it speaks TLS
 
     def wait_until_said(self, pattern: str) -> str:
         """What of this a line of the start says; the service is ended where none does."""
@@ -79,10 +88,15 @@ class Service:
         self.end(signal.SIGKILL)
         raise AssertionError("the service did not start:\n" + self.log.read_text())
 
-    def call(self, method: str, path: str, body: bytes | None = None, kind: str = "application/json") -> Answer:
+    def call(
+        self, method: str, path: str, body: bytes | None = None, kind: str = "application/json", *, token: str = ""
+    ) -> Answer:
+        headers = {"Content-Type": kind, **({"Authorization": f"Bearer {token}"} if token else {})}
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        if self.context is not None:
+            connection = http.client.HTTPSConnection("localhost", self.port, timeout=30, context=self.context)
         try:
-            connection.request(method, path, body, {"Content-Type": kind})
+            connection.request(method, path, body, headers)
             response = connection.getresponse()
             return Answer(response.status, response.read(), dict(response.getheaders()))
         finally:
@@ -91,8 +105,19 @@ class Service:
     def decide(self, event: JSON) -> JSON:
         return self.call("POST", DECIDE, json.dumps(event).encode()).json()
 
-    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
+    def metric(self, name: str) -> float:
+        """One of its numbers, as `/metrics` says it."""
+        page = self.call("GET", "/metrics").body.decode()
+        found = re.search(rf"^penstock_{re.escape(name)} (\S+)$", page, re.MULTILINE)
+        assert found, name
+        return float(found.group(1))
+
+    def end(self, number: signal.Signals = signal.SIGTERM, *, group: bool = False) -> int:
+        """Send it a signal, or its whole group of processes; its status."""
+        if group:
+            os.killpg(self.process.pid, number)
+        else:
+            self.process.send_signal(number)
         return self.process.wait(60)
 
 
@@ -126,9 +151,15 @@ def patient(folder: Path, example: Path, rules: str) -> Path:
 
 
 @contextmanager
-def running(data: Path, *arguments: str, app: Path | None = None, said: str = READY) -> Iterator[Service]:
+def running(
+    data: Path,
+    *arguments: str,
+    app: Path | None = None,
+    said: str = READY,
+    setup: Callable[[], None] | None = None,
+) -> Iterator[Service]:
     """A service of this app, or of the first example, for the length of a `with`."""
-    service = Service(data, app or patient_first(data.parent), *arguments, said=said)
+    service = Service(data, app or patient_first(data.parent), *arguments, said=said, setup=setup)
     try:
         yield service
     finally:
@@ -136,7 +167,15 @@ def running(data: Path, *arguments: str, app: Path | None = None, said: str = RE
             service.end(signal.SIGKILL)
 
 
-def payment(number: int, **changed: Any) -> JSON:
+def eventually(condition: Callable[[], object]) -> None:
+    """Wait until this is so."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def payment(number: int | str, **changed: Any) -> JSON:
     event = {"payment_id": f"p{number}", "card": "c1", "amount": "12.50", "paid_at": "2026-11-01T12:00:00Z"}
     return {**event, **changed}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -113,6 +114,8 @@ def test_tail_shows_the_newest_rows_or_those_from_an_offset_on(data: Path) -> No
     assert tail(data, "payments", "--offset", 5, "-n", 4) == everything[5:]
     assert tail(data, "payments", "--offset", 2, "-n", 0) == []
     assert "there are: payments" in fail("tail", "paymnts", "--data", data)
+    beyond = fail("tail", "payments", "--offset", 8, "--data", data)
+    assert 'topic "payments" has no offset 8 yet: its next one is 7' in beyond
 
 
 def test_tail_shows_decisions_as_they_were_told(data: Path) -> None:
@@ -209,7 +212,28 @@ def test_a_log_is_sound_until_a_byte_of_it_changes(data: Path, tmp_path: Path) -
     assert damage["offset"] <= place < damage["offset"] + (1 << 20)
     refused = fail("run", FIRST, "--data", copied, "--port", 0)
     assert f"{segment.name} is damaged at byte {damage['offset']}" in refused
-    assert "penstock log verify" in refused
+    assert refused.count("penstock log verify") == refused.count("hint:") == 1
+
+
+def test_a_port_in_use_is_said_before_the_log_is_read(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused = fail("run", FIRST, "--data", tmp_path / "data", "--port", port)
+    assert refused.startswith(f"error: port {port} of 127.0.0.1 is in use")
+    assert not (tmp_path / "data" / "log").exists()
+
+
+def test_a_rule_on_the_score_of_no_model_is_warned_of(tmp_path: Path) -> None:
+    app = tmp_path / "app.py"
+    app.write_text(FIRST.read_text())
+    (tmp_path / "first.toml").write_text(
+        'default = "approve"\noutcomes = ["approve"]\n[[rule]]\nname = "r"\nwhen = "score > 1"\noutcome = "approve"\n'
+    )
+    warning = 'policy "authorise", rule "r": score is always null, for the policy has no model'
+    checked = penstock("rules", "check", app)
+    assert (checked.returncode, checked.stderr) == (0, f"warning: {warning}\n")
+    with running(tmp_path / "data", app=app) as service:
+        assert warning in service.log.read_text()
 
 
 @pytest.mark.parametrize("command", [["topics"], ["tail", "payments"], ["log", "verify"]])
@@ -286,7 +310,7 @@ SECOND = '\n[[rule]]\nname = "second"\nwhen = "amount > 1"\noutcome = "decline"\
         (('"far_above_usual"', '"second"'), 'rules.toml, line 10, rule "second": line 5 has a rule of this name'),
         (("when =", "wen ="), 'rules.toml, line 5, rule "far_above_usual": "wen" is unknown'),
         (('name = "far_above_usual"\n', ""), "rules.toml, line 5: a rule needs a name"),
-        (('default = "approve"', 'default = "yes"'), "rules.toml: default must be one of"),
+        (('default = "approve"', 'default = "yes"'), "rules.toml, line 2: default must be one of"),
         (("[[rule]]", "[[rule]"), "rules.toml is not TOML"),
     ],
 )

@@ -60,7 +60,7 @@ def test_a_corrected_file_puts_them_right_and_what_is_right_is_listed_no_more(se
     ]  # fmt: skip
     service.end()
     assert letters(data) == {1: "not_object"}
-    assert "no service answers at" in fail("deadletters", "retry", "payments", *at)
+    assert "the service does not answer at" in fail("deadletters", "retry", "payments", *at)
 
 
 @pytest.mark.parametrize(

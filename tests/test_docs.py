@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -19,10 +20,12 @@ from penstock.runtime import followers, models
 from penstock.runtime.app import load_app
 from penstock.runtime.plan import compile_plan
 from penstock.serve import http, reading, server
+from penstock.serve.access import OPENED_BY, Access
 from penstock.serve.answers import CODES
 from penstock.serve.metrics import CORE as CORE_METRICS
 from penstock.serve.routes import Routes
 from penstock.serve.settings import Doors, DoorSettings, PolicyDoor, TopicDoor
+from penstock.serve.tokens import ROLES
 from penstock.settings import SETTINGS, Setting
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -311,10 +314,40 @@ def test_every_error_code_is_documented(code: str) -> None:
 def test_the_doors_paths_are_the_documented_ones() -> None:
     policies = (PolicyDoor("policy", 0, 1.0),)
     routes = Routes(Doors(policies=policies, topics=(TopicDoor("topic", 0),)), DoorSettings())
-    found = [routes.find(re.sub(r"[{}]", "", path).encode())[0] for path in HTTP["paths"]]
+    everybody = Access(None, Counter()).caller(None)
+    found = [routes.find(re.sub(r"[{}]", "", path).encode(), everybody)[0] for path in HTTP["paths"]]
     documented = {route.name for route in found}
     # A dry run is a parameter of decide, and what no route takes is refused.
     assert documented == {route.name for route in routes} - {"dry_run", "refused"}
+
+
+# In the table of roles a path ends where any will do.
+SHORT = {"policies/…": "policies/policy", "topics/…": "topics/topic", "decisions/…": "decisions/policy/id"}
+
+
+def test_the_roles_that_open_each_path_are_the_documented_ones() -> None:
+    everybody = Access(None, Counter()).caller(None)
+    routes = Routes(Doors((PolicyDoor("policy", 0, 1.0),), (TopicDoor("topic", 0),)), DoorSettings())
+
+    def opened_by(path: str) -> tuple[str, ...]:
+        return OPENED_BY[routes.find(path.encode(), everybody)[0].name] or ()
+
+    for path, operations in HTTP["paths"].items():
+        for operation in operations.values():
+            roles = [role for each in operation["security"] for role in each["token"]]
+            assert tuple(roles) == opened_by(re.sub(r"[{}]", "", path))
+    table = TEXTS[ROOT / "docs" / "operations.md"].partition("| Route | Open to the roles |")[2].partition("\n\n")[0]
+    shown = re.findall(r"`\w+ (/\S+)`.* \| ([\w, ]+) \|$", re.sub("`, `", "` \n`", table), re.MULTILINE)
+    assert len(shown) == len(HTTP["paths"]) - 1  # Two of them share a row.
+    for path, text in shown:
+        for short, whole in SHORT.items():
+            path = path.replace(short, whole)
+        assert opened_by(path) == (() if text == "everybody" else tuple(text.split(", "))), path
+
+
+def test_the_roles_of_the_command_line_are_those_of_the_file() -> None:
+    (roles,) = (param for param in COMMANDS["tokens new"].params if param.name == "roles")
+    assert isinstance(roles.type, click.Choice) and tuple(roles.type.choices) == ROLES
 
 
 def references(node: Any) -> Iterator[str]:

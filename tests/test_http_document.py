@@ -5,19 +5,33 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from processes import ARROW, DECIDE, EVENTS, JSON, NDJSON, ROOT, Answer, Service, patient_first, payment, running
+from processes import (
+    ARROW,
+    DECIDE,
+    EVENTS,
+    JSON,
+    NDJSON,
+    ROOT,
+    Answer,
+    Service,
+    patient_first,
+    payment,
+    running,
+    succeed,
+)
 
 DOCUMENT = yaml.safe_load((ROOT / "docs" / "http.yaml").read_text())
 OPERATIONS = [(path, method) for path, methods in DOCUMENT["paths"].items() for method in methods]
 PLAIN = "application/json"
 
 # Headers of single answers; the others are HTTP's own, the same everywhere.
-SPECIAL = {"Penstock-Repeat", "Allow", "Retry-After"}
+SPECIAL = {"WWW-Authenticate", "Penstock-Repeat", "Allow", "Retry-After"}
 
 POSITION = {"consumer": "warehouse", "topic": "payments", "offset": 0}
 LETTERS = "/v1/topics/payments/deadletters"
@@ -125,10 +139,28 @@ def test_a_repeat_is_marked_where_the_document_says_so(service: Service) -> None
     assert "took_ms" not in service.call("GET", LOOKUP + "p100").json()
 
 
+def test_a_refused_caller_s_answer_is_documented_at_every_path_that_takes_a_token(tmp_path: Path) -> None:
+    file = tmp_path / "tokens.toml"
+    roles = ("query", "ingest")
+    tokens = {role: succeed("tokens", "new", role, "--role", role, "--tokens", file).strip() for role in roles}
+    with running(tmp_path / "data", "--tokens", str(file)) as service:
+        for path, method in OPERATIONS:
+            asked = path.format(policy="authorise", topic="payments", id="p1")
+            answer = service.call(method.upper(), asked, b"{}" if method == "post" else None)
+            assert (answer.status == 401) == bool(DOCUMENT["paths"][path][method]["security"])
+            check(path, method, answer)
+            lacking = "query" if "topics" in path else "ingest"
+            answer = service.call(method.upper(), asked, None, token=tokens[lacking])
+            assert (answer.status == 403) == bool(DOCUMENT["paths"][path][method]["security"])
+            check(path, method, answer)
+
+
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
 def test_what_can_happen_everywhere_is_documented_everywhere(path: str, method: str) -> None:
     operation = DOCUMENT["paths"][path][method]
     wanted = {"200", "405", "500"}
+    if operation["security"]:
+        wanted |= {"401", "403"}
     if path.startswith("/v1/"):
         wanted |= {"400", "429", "503"}
     if "requestBody" in operation:

@@ -14,10 +14,11 @@ import threading
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from penstock import _native
-from processes import DECIDE, EVENTS, FIRST, JSON, NDJSON, Answer, payment, running, without_time
+from processes import DECIDE, EVENTS, FIRST, JSON, NDJSON, Answer, payment, running, succeed, without_time
 
 
 def test_a_retry_is_told_the_same_and_marked(tmp_path: Path) -> None:
@@ -151,7 +152,7 @@ def test_only_loopback_is_listened_on(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "penstock", "run", str(FIRST), "--data", str(tmp_path), "--host", "0.0.0.0"]
     refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert refused.returncode == 1
-    assert "only this machine may call" in refused.stderr
+    assert "cannot listen on 0.0.0.0, where others can call, without tokens and" in refused.stderr
 
 
 def test_health_readiness_and_metrics_answer(tmp_path: Path) -> None:
@@ -163,8 +164,6 @@ def test_health_readiness_and_metrics_answer(tmp_path: Path) -> None:
 
 
 def test_live_answers_equal_a_replay_of_the_log(tmp_path: Path) -> None:
-    import pyarrow.parquet as pq
-
     data, target = tmp_path / "data", tmp_path / "out.parquet"
     with running(data) as service:
         late = "2026-11-01T10:30:00Z"
@@ -187,6 +186,29 @@ def test_live_answers_equal_a_replay_of_the_log(tmp_path: Path) -> None:
         timeout=60,
     )
     assert json.loads(exported.stdout)["sound"] is True
+
+
+def test_live_answers_equal_a_replay_of_the_log_although_the_state_was_full(tmp_path: Path) -> None:
+    data, target = tmp_path / "data", tmp_path / "out.parquet"
+    told: list[JSON] = []
+    with running(data, "--state-bytes", "1MiB") as service:
+        for turn in range(30):
+            cards = range(turn * 500 - 20, turn * 500 + 500)  # some are known, if there was room for them
+            lines = [json.dumps(payment(len(told) + index, card=f"c{card}")) for index, card in enumerate(cards)]
+            told += service.call("POST", DECIDE, "\n".join(lines).encode(), NDJSON).lines()
+        late = [json.dumps(payment(len(told), paid_at="2026-11-01T10:30:00Z"))]
+        told += service.call("POST", DECIDE, "\n".join(late).encode(), NDJSON).lines()
+        assert service.end() == 0
+    causes = [answer.get("cause") for answer in told]
+    assert 0 < causes.count("state_full") < len(told) and told[-1]["late"]
+    assert None in causes[causes.index("state_full") :]
+    succeed("replay", FIRST, "--from", f"log:{data}", "--to", target)
+    rows = pq.read_table(target).to_pylist()
+    assert [row["payment_id"] for row in rows] == [answer["id"] for answer in told]
+    for row, answer in zip(rows, told, strict=True):
+        assert {name: row[name] for name in answer["features"]} == answer["features"]
+        assert row["outcome"] == answer["outcome"]
+        assert row["reasons"] == [reason["rule"] for reason in answer["reasons"]]
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,16 +21,9 @@ from penstock.errors import LockedError
 from penstock.runtime.app import load_app
 from penstock.runtime.plan import compile_plan
 from penstock.runtime.snapshotter import GONE, OUTDATED
-from processes import FIRST, JSON, PATIENCE_S, Service, patient_first, payment, running, without_time
+from processes import FIRST, JSON, PATIENCE_S, Service, eventually, patient_first, payment, running, without_time
 
 OFTEN = ("--snapshot-every", "100ms")
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def snapshots(data: Path) -> list[Path]:
@@ -156,6 +148,17 @@ def snapshotter(data: Path, app: Path) -> Iterator[subprocess.Popen[str]]:
         for stream in (process.stdin, process.stdout, process.stderr):
             assert stream is not None
             stream.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group_leaves_the_last_snapshot_to_be_written(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    with running(tmp_path / "data", "--snapshot-every", "1h") as service:
+        eventually(lambda: metric(service, "snapshotter_starts_total") == 1)
+        service.decide(payment(1))
+        assert service.end(number, group=True) == 0
+    assert len(snapshots(tmp_path / "data")) == 1
 
 
 def test_a_snapshotter_whose_gate_is_gone_ends_at_once(tmp_path: Path) -> None:

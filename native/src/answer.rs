@@ -35,6 +35,10 @@ pub struct Extra {
 
 /// The cause of a fallback that was told because the deadline passed first.
 pub const DEADLINE: &str = "deadline";
+/// And of one that was told because the queue had no room.
+pub const OVERLOAD: &str = "overload";
+/// The cause of a fallback that is told because the disk has no room; it is not recorded.
+pub const DISK_FULL: &str = "disk_full";
 
 const ID: usize = 0;
 const OFFSET: usize = 1;
@@ -171,7 +175,7 @@ impl<'a> Cells<'a> {
 
 /// The answer where there is no decision, open as `DecisionRows::write` leaves it; `id_json` is JSON text.
 ///
-/// `timed_out` says that the deadline passed first: an overload is told at once, and is none.
+/// `timed_out` says that the deadline passed first: an overload or a full disk is told at once, and is none.
 pub fn write_fallback(out: &mut Vec<u8>, id_json: &[u8], outcome: &str, policy_version: &str, cause: &str) {
     out.extend_from_slice(b"{\"id\":");
     out.extend_from_slice(id_json);

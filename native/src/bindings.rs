@@ -17,7 +17,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyCapsule, PyTuple};
 use serde::{Deserialize, Serialize};
 
-use crate::answer;
+use crate::answer::{self, DEADLINE, OVERLOAD};
 use crate::conform::{Unknown, conform as conform_batch, conform_cells as conform_cell_batch, keep_rows};
 use crate::decide::{Case, Decider, no_score};
 use crate::decode::{Decoder, Limits, split_lines};
@@ -31,6 +31,7 @@ use crate::ids;
 use crate::log::{self, Reader};
 use crate::plan::Plan;
 use crate::schema::{Field, Schema, Type};
+use crate::snapshot;
 
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -50,6 +51,8 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(commit_position, module)?)?;
     module.add_function(wrap_pyfunction!(catalog, module)?)?;
     module.add_function(wrap_pyfunction!(verify, module)?)?;
+    module.add_function(wrap_pyfunction!(verify_ids, module)?)?;
+    module.add_function(wrap_pyfunction!(verify_snapshot, module)?)?;
     module.add_function(wrap_pyfunction!(rows_json, module)?)?;
     Ok(())
 }
@@ -66,11 +69,19 @@ fn raise(error: Error) -> PyErr {
     let hint = match &error {
         Error::Invalid { hint, .. } => hint.clone(),
         Error::Damaged { .. } => Some("`penstock log verify` shows all that is damaged".into()),
+        Error::Locked { pid: Some(pid), stopped: true } => Some(format!(
+            "`kill -CONT {pid}` lets it go on, `kill -9 {pid}` ends it: nothing acknowledged is lost"
+        )),
         _ => None,
     };
     let message = match error {
         Error::Invalid { what, .. } => what,
         other => other.to_string(),
+    };
+    // Damage of the log says itself what to do about it.
+    let (message, hint) = match message.split_once("\nhint: ") {
+        Some((message, hint)) => (message.to_string(), Some(hint.to_string())),
+        None => (message, hint),
     };
     Python::attach(|py| {
         let raised = (|| {
@@ -323,7 +334,7 @@ impl Gate {
         body: &[u8],
         took_ns: u64,
     ) -> PyResult<(u16, Py<PyBytes>)> {
-        self.fall_back(py, target, body, "deadline", took_ns)
+        self.fall_back(py, target, body, DEADLINE, took_ns)
     }
 
     #[pyo3(signature = (target, body, took_ns=0))]
@@ -334,7 +345,17 @@ impl Gate {
         body: &[u8],
         took_ns: u64,
     ) -> PyResult<(u16, Py<PyBytes>)> {
-        self.fall_back(py, target, body, "overload", took_ns)
+        self.fall_back(py, target, body, OVERLOAD, took_ns)
+    }
+
+    #[pyo3(signature = (target, body, took_ns=0))]
+    fn fallbacks(&self, py: Python<'_>, target: usize, body: &[u8], took_ns: u64) -> PyResult<Py<PyBytes>> {
+        self.fall_back_lines(py, target, body, DEADLINE, took_ns)
+    }
+
+    #[pyo3(signature = (target, body, took_ns=0))]
+    fn overloads(&self, py: Python<'_>, target: usize, body: &[u8], took_ns: u64) -> PyResult<Py<PyBytes>> {
+        self.fall_back_lines(py, target, body, OVERLOAD, took_ns)
     }
 
     /// Counters as JSON.
@@ -368,6 +389,19 @@ impl Gate {
     ) -> PyResult<(u16, Py<PyBytes>)> {
         let (status, body) = self.gate()?.fallback(target, body, cause, took_ns);
         Ok((status, PyBytes::new(py, &body).unbind()))
+    }
+
+    fn fall_back_lines(
+        &self,
+        py: Python<'_>,
+        target: usize,
+        body: &[u8],
+        cause: &str,
+        took_ns: u64,
+    ) -> PyResult<Py<PyBytes>> {
+        let gate = self.gate()?;
+        let lines = py.detach(|| gate.fallbacks(target, body, cause, took_ns));
+        Ok(PyBytes::new(py, &lines).unbind())
     }
 }
 
@@ -560,6 +594,8 @@ struct Replayer {
     set: usize,
     model: bool,
     offset: i64,
+    /// Of the rows that were processed last: `decide` concludes them.
+    marks: Vec<u8>,
     /// The columns that are wanted, in their order.
     select: Vec<String>,
 }
@@ -590,17 +626,26 @@ impl Replayer {
             model: policy.is_some_and(|policy| plan.policies[policy].model.is_some()),
             engine: Engine::new(plan, threads).map_err(raise)?,
             offset: 0,
+            marks: Vec::new(),
             select,
         })
     }
 
-    /// Rows of a topic in order. For the wanted topic the selected columns; where a model is to be asked, the features.
-    fn process(&mut self, py: Python<'_>, topic: usize, batch: &Bound<'_, PyAny>) -> PyResult<Option<Batch>> {
+    /// Rows of a topic in order, with the marks that they have in a log. For the wanted topic the selected columns;
+    /// where a model is to be asked, the features.
+    #[pyo3(signature = (topic, batch, marks=None))]
+    fn process(
+        &mut self,
+        py: Python<'_>,
+        topic: usize,
+        batch: &Bound<'_, PyAny>,
+        marks: Option<&[u8]>,
+    ) -> PyResult<Option<Batch>> {
         let batch = import_batch(batch)?;
-        py.detach(|| self.run(topic, &batch)).map(|output| output.map(Batch)).map_err(raise)
+        py.detach(|| self.run(topic, &batch, marks)).map(|output| output.map(Batch)).map_err(raise)
     }
 
-    /// With a model: the selected columns of rows that `process` gave the features of.
+    /// With a model: the selected columns of the rows that `process` gave the features of last.
     fn decide(
         &mut self,
         py: Python<'_>,
@@ -630,12 +675,18 @@ impl Replayer {
 }
 
 impl Replayer {
-    fn run(&mut self, topic: usize, batch: &RecordBatch) -> crate::error::Result<Option<RecordBatch>> {
+    fn run(
+        &mut self,
+        topic: usize,
+        batch: &RecordBatch,
+        marks: Option<&[u8]>,
+    ) -> crate::error::Result<Option<RecordBatch>> {
         if self.topic != Some(topic) {
-            self.engine.process(topic, batch, None, &[])?;
+            self.engine.process(topic, batch, marks, &[])?;
             return Ok(None);
         }
-        let mut processed = self.engine.process(topic, batch, None, &[self.set])?;
+        let mut processed = self.engine.process(topic, batch, marks, &[self.set])?;
+        self.marks = processed.marks;
         let features = processed.features.swap_remove(0);
         match (&self.decider, self.model) {
             (None, _) => self.table(batch, &features, Vec::new()),
@@ -656,8 +707,7 @@ impl Replayer {
             self.decider.as_ref().ok_or_else(|| Error::invalid("there is no policy to decide by"))?;
         let offsets: Vec<i64> = (self.offset..self.offset + rows as i64).collect();
         self.offset += rows as i64;
-        let marks = vec![0; rows];
-        let case = Case { events, features, score, marks: &marks, offsets: &offsets };
+        let case = Case { events, features, score, marks: &self.marks, offsets: &offsets };
         let verdicts = decider.decide(&case)?;
         let decided = vec![score.clone(), decider.outcome_column(&verdicts), decider.rule_column(&verdicts)];
         self.table(events, features, decided)
@@ -811,15 +861,19 @@ impl LogRuns {
         Ok(LogRuns { runs, schemas })
     }
 
-    /// The next run of one topic's rows: (the topic's index, rows); None at the log's end, for now.
-    fn next(&mut self, py: Python<'_>) -> PyResult<Option<(usize, Batch)>> {
-        py.detach(|| {
-            let Some((topic, batch)) = self.runs.next()? else { return Ok(None) };
-            let (batch, _) =
-                conform_batch(&batch, &self.schemas[topic], &Limits::default(), Unknown::Ignore)?;
-            Ok(Some((topic, Batch(batch))))
-        })
-        .map_err(raise)
+    /// The next run of one topic's rows: (the topic's index, rows, a byte of marks for each row or None); None at the
+    /// log's end, for now.
+    fn next(&mut self, py: Python<'_>) -> PyResult<Option<(usize, Batch, Option<Py<PyBytes>>)>> {
+        let run = py.detach(|| {
+            let Some(run) = self.runs.next()? else { return Ok(None) };
+            let schema = &self.schemas[run.topic];
+            let (batch, _) = conform_batch(&run.batch, schema, &Limits::default(), Unknown::Ignore)?;
+            Ok(Some((run.topic, Batch(batch), run.marks)))
+        });
+        let run = run.map_err(raise)?;
+        Ok(run.map(|(topic, batch, marks)| {
+            (topic, batch, marks.map(|marks| PyBytes::new(py, &marks).unbind()))
+        }))
     }
 }
 
@@ -829,6 +883,26 @@ fn verify(py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<String> {
     let disk = disk(data)?;
     let report = py.detach(|| log::verify(disk)).map_err(raise)?;
     Ok(serde_json::to_string(&report).expect("plain data"))
+}
+
+/// Read every file of the index of ids: how many there are, and what is damaged of them.
+#[pyfunction]
+fn verify_ids(py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<(u64, Vec<(String, u64, String)>)> {
+    let disk = disk(data)?;
+    let (count, damage) = py.detach(|| ids::verify(disk.as_ref())).map_err(raise)?;
+    let parts = |error| match error {
+        Error::Damaged { file, offset, what } => Ok((file, offset, what)),
+        other => Err(raise(other)),
+    };
+    Ok((count, damage.into_iter().map(parts).collect::<PyResult<_>>()?))
+}
+
+/// Read all of the snapshot of this sequence; its header. Raises `DamagedError`.
+#[pyfunction]
+fn verify_snapshot(py: Python<'_>, data: &Bound<'_, PyAny>, sequence: u64) -> PyResult<String> {
+    let disk = disk(data)?;
+    let header = py.detach(|| snapshot::verify(&disk, sequence)).map_err(raise)?;
+    Ok(serde_json::to_string(&header).expect("plain data"))
 }
 
 /// Remember in a log that no gate writes how far a consumer has come, or forget it with None; the caller holds the

@@ -40,7 +40,7 @@ impl Limits {
         let segment_bytes = segment_bytes as usize;
         Limits {
             event_bytes: most.event_bytes.min(segment_bytes / 16),
-            text_bytes: most.text_bytes.min(segment_bytes / 256),
+            text_bytes: most.text_bytes.min(segment_bytes / 64),
         }
     }
 
@@ -163,15 +163,11 @@ impl Decoder {
         Decoded { batch: events.finish(), rows, refused }
     }
 
-    /// Decode one whole event and give its id as JSON text.
-    pub fn id_text(&self, body: &[u8]) -> Result<Vec<u8>, Refusal> {
-        let decoded = self.decode(std::iter::once(body));
-        if let Some((_, refusal)) = decoded.refused.into_iter().next() {
-            return Err(refusal);
-        }
+    /// The id of a decoded event as JSON text.
+    pub fn id_text(&self, batch: &RecordBatch, row: usize) -> Vec<u8> {
         let mut text = Vec::new();
-        write_value(&mut text, decoded.batch.column(self.id), self.schema.fields[self.id].kind, 0);
-        Ok(text)
+        write_value(&mut text, batch.column(self.id), self.schema.fields[self.id].kind, row);
+        text
     }
 }
 

@@ -96,21 +96,31 @@ impl Engine {
     }
 
     /// The features that each row would have if it alone came next; nothing moves.
-    pub fn peek(&self, topic: usize, batch: &RecordBatch, wanted: &[usize]) -> Result<Processed> {
+    pub fn peek(
+        &self,
+        topic: usize,
+        batch: &RecordBatch,
+        given: Option<&[u8]>,
+        wanted: &[usize],
+    ) -> Result<Processed> {
         let floor = self.floor(topic);
         let times: Vec<i64> =
             event_times(&self.plan, topic, batch).iter().map(|&time| time.max(floor)).collect();
-        let marks = event_times(&self.plan, topic, batch)
+        let mut marks: Vec<u8> = event_times(&self.plan, topic, batch)
             .iter()
             .map(|&time| if time < floor { LATE } else { 0 })
             .collect();
+        for (mark, given) in marks.iter_mut().zip(given.unwrap_or_default()) {
+            *mark |= given & STATELESS;
+        }
+        let skip = stateless_rows(&marks);
         let mut reads: Vec<Vec<Option<ArrayRef>>> = self.empty_reads(wanted);
         for &index in &self.topics[topic].passes {
             let slots = self.store_reads(index, wanted);
             let state = &self.stores[index];
             let options = PassOptions {
                 times: &times,
-                skip: None,
+                skip: skip.as_ref(),
                 wanted: &slots.reads,
                 evict_before: i64::MIN,
                 threads: 1,

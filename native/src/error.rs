@@ -10,7 +10,7 @@ pub enum Error {
     /// There is no space for what would have to be written; nothing was accepted.
     Full { what: String },
     /// Another process is the writer of this directory.
-    Locked { pid: Option<u32> },
+    Locked { pid: Option<u32>, stopped: bool },
     /// Something from outside does not fit: a definition, an argument, a file of another kind.
     Invalid { what: String, hint: Option<String> },
 }
@@ -43,10 +43,11 @@ impl std::fmt::Display for Error {
                 write!(f, "{file} is damaged at byte {offset}: {what}")
             }
             Error::Full { what } => write!(f, "no space left: {what}"),
-            Error::Locked { pid: Some(pid) } => {
-                write!(f, "the data directory is in use by process {pid}")
+            Error::Locked { pid: Some(pid), stopped } => {
+                let stopped = if *stopped { ", which is stopped" } else { "" };
+                write!(f, "the data directory is in use by process {pid}{stopped}")
             }
-            Error::Locked { pid: None } => f.write_str("the data directory is in use"),
+            Error::Locked { pid: None, .. } => f.write_str("the data directory is in use"),
             Error::Invalid { what, hint: None } => f.write_str(what),
             Error::Invalid { what, hint: Some(hint) } => write!(f, "{what}\nhint: {hint}"),
         }

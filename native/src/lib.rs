@@ -18,6 +18,8 @@ pub mod log;
 mod memory;
 pub mod plan;
 pub mod schema;
+#[cfg(test)]
+mod simulate;
 pub mod snapshot;
 mod threads;
 pub mod windows;

@@ -62,6 +62,9 @@ pub struct PolicyPlan {
     pub model: Option<usize>,
     pub within_us: i64,
     pub fallback: String,
+    /// What is told of an event that the disk has no room for.
+    #[serde(default)]
+    pub on_full: OnFull,
     /// Strongest first.
     pub outcomes: Vec<String>,
     pub default: String,
@@ -70,6 +73,14 @@ pub struct PolicyPlan {
     /// The text that decides what the policy says, and its digest.
     pub definition: String,
     pub version: String,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnFull {
+    #[default]
+    Refuse,
+    Fallback,
 }
 
 #[derive(Clone, Debug, Deserialize)]

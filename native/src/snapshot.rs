@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::disk::{Disk, File, Mode};
 use crate::error::{Error, Result};
 use crate::log::Position;
-use crate::windows::StorePlan;
+use crate::windows::{Store, StorePlan};
 
 const FOLDER: &str = "snapshots";
 const MAGIC: &[u8; 8] = b"PENSNAP1";
@@ -111,7 +111,31 @@ pub fn open(disk: &Arc<dyn Disk>, sequence: u64) -> Result<Snapshot> {
     Ok(Snapshot { header, path, file: input.file, next: input.offset })
 }
 
+/// Read all of a snapshot, as a start under the pipeline that it was written for would.
+pub fn verify(disk: &Arc<dyn Disk>, sequence: u64) -> Result<Header> {
+    let mut snapshot = open(disk, sequence)?;
+    for stored in snapshot.header.stores.clone() {
+        let place = snapshot.next_store()?;
+        let loaded = Store::load(stored.plan, &mut snapshot.read(place));
+        loaded.map_err(|error| snapshot.damaged(&error))?;
+    }
+    let mut end = [0; MAGIC.len()];
+    let read = FileInput { file: snapshot.file.clone(), offset: snapshot.next }.read_exact(&mut end);
+    match read.is_ok() && &end == MAGIC {
+        true => Ok(snapshot.header),
+        false => Err(Error::damaged(&snapshot.path, snapshot.next, "it does not end as a snapshot does")),
+    }
+}
+
 impl Snapshot {
+    fn damaged(&self, error: &Error) -> Error {
+        let what = match error {
+            Error::Damaged { what, .. } => what.clone(),
+            other => other.to_string(),
+        };
+        Error::damaged(&self.path, 0, what)
+    }
+
     /// Where the next store is, in the order of the header's stores.
     pub fn next_store(&mut self) -> Result<Place> {
         let mut length = [0; 8];

@@ -13,8 +13,9 @@ from typing import Any
 
 import click
 
-from penstock.errors import PenstockError
-from penstock.settings import FILE, SETTINGS, Setting, Settings, read_settings, url
+from penstock.errors import PenstockError, SettingsError
+from penstock.settings import FILE, SETTINGS, Setting, Settings, read_settings
+from penstock.wording import number_of
 
 
 def main() -> None:
@@ -85,6 +86,7 @@ def read_options(options: dict[str, Any]) -> Settings:
     return read_settings(options, file=file)
 
 
+url_option = click.option("--url", help="Where the service answers (default: http:// or https:// with host and port).")
 app_argument = click.argument("app", type=click.Path(path_type=Path))
 
 
@@ -105,10 +107,33 @@ def run_command(app: Path, **options: Any) -> None:
     service.run(say=say, progress=StartProgress(say).show)
 
 
+def part_files(args: list[str]) -> list[str]:
+    """Several files after one `--from`, as a shell's pattern gives them, each behind a `--from` of its own.
+
+    A file of Python is none of them but the app.
+
+    >>> part_files(["app.py", "--from", "a.csv", "b.csv", "--to", "c.parquet"])
+    ['app.py', '--from', 'a.csv', '--from', 'b.csv', '--to', 'c.parquet']
+    """
+    parted: list[str] = []
+    more = False  # whether a file was the last, or is about to come
+    for arg in args:
+        if arg.startswith("-"):
+            more = arg == "--from" or arg.startswith("--from=")
+        elif more and parted[-1] != "--from":
+            if arg.endswith(".py"):
+                more = False
+            else:
+                parted.append("--from")
+        parted.append(arg)
+    return parted
+
+
 class InOrder(click.Command):
     """Keeps which options stood in which order: the context's `meta` has their names, each as often as it stood."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        args = part_files(args)
         _, _, order = self.make_parser(ctx).parse_args(list(args))
         ctx.meta["order"] = [each.name for each in order]
         return super().parse_args(ctx, args)
@@ -116,7 +141,13 @@ class InOrder(click.Command):
 
 @commands.command("replay", cls=InOrder)
 @app_argument
-@click.option("--from", "sources", multiple=True, help="A file of the policy's topic, or log:DIR. May be repeated.")
+@click.option(
+    "--from",
+    "sources",
+    multiple=True,
+    metavar="FILE...",
+    help="Files of the policy's topic, or log:DIR. May be repeated.",
+)
 @click.option("--topic", "topics", multiple=True, type=(str, str), help="A topic and a file of it. May be repeated.")
 @click.option("--to", "target", type=click.Path(path_type=Path), help="The Parquet file to write.")
 @click.option("--select", help="The columns to write, with commas between them (default: all).")
@@ -168,15 +199,16 @@ def topics_command(as_json: bool, **options: Any) -> None:
 @click.option("--offset", type=click.IntRange(min=0), help="From this offset on instead.")
 @click.option("-f", "--follow", is_flag=True, help="Go on as rows arrive.")
 @click.option("--consumer", "name", help="Go on where this consumer stopped, and remember where it stops.")
+@url_option
 def tail_command(
-    topic: str, lines: int | None, offset: int | None, follow: bool, name: str | None, **options: Any
+    topic: str, lines: int | None, offset: int | None, follow: bool, name: str | None, url: str | None, **options: Any
 ) -> None:
     """The newest rows of TOPIC, as JSON lines with their offsets."""
     from penstock.runtime.logs import Consumer, tail_rows
 
     settings = read_options(options)
     data: Path = settings["data"]
-    consumer = None if name is None else Consumer(data, name, topic, url=url(settings["host"], settings["port"]))
+    consumer = None if name is None else Consumer(data, name, topic, url=url or settings.url)
     for text in tail_rows(data, topic, lines=lines, offset=offset, follow=follow, sleep=time.sleep, consumer=consumer):
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -186,14 +218,15 @@ def tail_command(
 @settings_options("data", "host", "port")
 @click.option("--forget", "name", metavar="NAME", help="Remove all positions of this consumer.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def consumers_command(name: str | None, as_json: bool, **options: Any) -> None:
+@url_option
+def consumers_command(name: str | None, as_json: bool, url: str | None, **options: Any) -> None:
     """The consumers of a log: how far each has come in which topic, and how many rows it has left."""
     from penstock.runtime.logs import forget_consumer, read_catalog, read_positions
 
     settings = read_options(options)
     data: Path = settings["data"]
     if name is not None:
-        forgotten = forget_consumer(data, name, url=url(settings["host"], settings["port"]))
+        forgotten = forget_consumer(data, name, url=url or settings.url)
         click.echo(f"forgot {forgotten:,} positions of {name}")
         return
     catalog = read_catalog(data)
@@ -267,7 +300,10 @@ def deadletters_show_command(topic: str, offsets: tuple[int, ...], target: Path 
 @click.argument("offsets", type=click.IntRange(min=0), nargs=-1)
 @settings_options("data", "host", "port")
 @click.option("--from", "source", type=click.Path(path_type=Path), help="A corrected file of `show --to`.")
-def deadletters_retry_command(topic: str, offsets: tuple[int, ...], source: Path | None, **options: Any) -> None:
+@url_option
+def deadletters_retry_command(
+    topic: str, offsets: tuple[int, ...], source: Path | None, url: str | None, **options: Any
+) -> None:
     """Send the dead letters of TOPIC at these OFFSETS, or all, through the running service once more.
 
     Exit status 1 where some are rejected again.
@@ -291,7 +327,7 @@ def deadletters_retry_command(topic: str, offsets: tuple[int, ...], source: Path
         choose_letters(letters, events)
     else:
         events = original_events(choose_letters(letters, offsets), skipped.append)
-    done = retry_letters(topic, events, url=url(settings["host"], settings["port"]))
+    done = retry_letters(topic, events, url=url or settings.url)
     click.echo(f"put {number_of(done.taken, 'event')} right")
     for letter in skipped:
         click.echo(f"{topic} {letter.offset}: not kept whole, or no JSON; correct it with show --to and retry --from")
@@ -327,15 +363,96 @@ def report_text(report: dict[str, Any]) -> str:
     lines = [f"{state}: {number_of(report['segments'], 'segment')}, {number_of(report['commits'], 'commit')}"]
     lines += [f"  {topic}: {number_of(rows, 'row')}" for topic, rows in sorted(report["rows"].items())]
     lines += [f"  {each['file']}, byte {each['offset']:,}: {each['what']}" for each in report["damages"]]
+    lines += [f"  {each['file']}, byte {each['offset']:,}: {each['what']}" for each in report["ids"]["damages"]]
+    lines += [f"  {each['what']}" for each in report["snapshots"]["damages"]]
+    if report["torn_bytes"]:
+        torn = number_of(report["torn_bytes"], "byte")
+        lines.append(f"  {torn} of an unacknowledged commit at the end: the next start cuts them off")
     return "\n".join(lines)
 
 
-def number_of(count: int, what: str) -> str:
-    """
-    >>> number_of(1, "row"), number_of(2_000, "row")
-    ('1 row', '2,000 rows')
-    """
-    return f"{count:,} {what}" + ("" if count == 1 else "s")
+@log_group.command("repair")
+@settings_options("data")
+@click.option("--quarantine", is_flag=True, help="Let acknowledged commits leave the log, and keep them aside.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def repair_command(quarantine: bool, as_json: bool, **options: Any) -> None:
+    """End a damaged log before the damage; what was there goes to quarantine/, with a report."""
+    from penstock.runtime.repair import repair_log
+
+    report = repair_log(read_options(options)["data"], quarantine=quarantine)
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    elif not report["repaired"]:
+        click.echo("the log is sound: there is nothing to repair")
+    else:
+        last = report["last_sequence"]
+        place = f"byte {report['offset']:,} of {report['file']}"
+        click.echo(f"the log ends with commit {last['after']:,} now, before {place}")
+        click.echo(f"what was there, up to commit {last['before']:,}, is in {report['quarantine']}/, with report.json")
+
+
+@commands.group("snapshot")
+def snapshot_group() -> None:
+    """The state's snapshots."""
+
+
+@snapshot_group.command("list")
+@settings_options("data")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def snapshot_list_command(as_json: bool, **options: Any) -> None:
+    """Which there are, the oldest first: the commit each is as of, its size, when it was written."""
+    from penstock.runtime.logs import check_data
+    from penstock.runtime.snapshot_files import list_snapshots
+
+    data: Path = read_options(options)["data"]
+    check_data(data)
+    rows = [snapshot.to_json() for snapshot in list_snapshots(data)]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        click.echo(f"{row['sequence']:>12,}  {row['bytes']:>16,} bytes  {row['written_at']}")
+
+
+@snapshot_group.command("verify")
+@settings_options("data")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def snapshot_verify_command(as_json: bool, **options: Any) -> None:
+    """Read each of them whole; exit status 1 where one is damaged."""
+    from penstock.runtime.logs import check_data
+    from penstock.runtime.snapshot_files import verify_snapshots
+
+    data: Path = read_options(options)["data"]
+    check_data(data)
+    report = verify_snapshots(data)
+    state = "DAMAGED" if report["damages"] else "sound"
+    lines = [f"{state}: {number_of(report['files'], 'snapshot')}", *(f"  {each['what']}" for each in report["damages"])]
+    click.echo(json.dumps(report, indent=2) if as_json else "\n".join(lines))
+    if report["damages"]:
+        sys.exit(1)
+
+
+@snapshot_group.command("drop")
+@click.argument("sequence", type=click.IntRange(min=1))
+@settings_options("data")
+def snapshot_drop_command(sequence: int, **options: Any) -> None:
+    """Remove the snapshot as of commit SEQUENCE, of a directory that nothing runs on."""
+    from penstock.runtime.snapshot_files import drop_snapshot
+
+    dropped = drop_snapshot(read_options(options)["data"], sequence)
+    click.echo(f"dropped the snapshot as of commit {dropped.sequence:,}")
+
+
+@commands.command("backup")
+@click.argument("target", metavar="DIR", type=click.Path(path_type=Path))
+@settings_options("data")
+def backup_command(target: Path, **options: Any) -> None:
+    """Copy a data directory to the new folder DIR, whether or not a service writes it."""
+    from penstock.runtime.backup import back_up
+
+    manifest = back_up(read_options(options)["data"], target)
+    files = number_of(len(manifest["files"]), "file")
+    click.echo(f"copied {files} to {target}: everything up to commit {manifest['sequence']:,}")
 
 
 @commands.group("rules")
@@ -354,6 +471,71 @@ def rules_check_command(app: Path) -> None:
     for policy in plan.document["policies"]:
         rules = number_of(len(policy["rules"]), "rule")
         click.echo(f"policy {policy['name']}: {rules}, version {policy['version']}")
+    for warning in plan.warnings:
+        click.echo(f"warning: {warning}", err=True)
+
+
+@commands.group("tokens")
+def tokens_group() -> None:
+    """The tokens that callers of a service need."""
+
+
+token_name = click.argument("name")
+
+
+@tokens_group.command("new")
+@token_name
+@click.option(
+    "--role",
+    "roles",
+    multiple=True,
+    required=True,
+    type=click.Choice(["ingest", "decide", "query", "admin"]),
+    help="What its holder may do. May be repeated.",
+)
+@settings_options("tokens")
+def tokens_new_command(name: str, roles: tuple[str, ...], **options: Any) -> None:
+    """Make a token called NAME, write its hash, and show the token: this once, and never again."""
+    from penstock.serve.tokens import new_token
+
+    path = tokens_file(options)
+    click.echo(new_token(path, name, roles))
+    click.echo(f"its hash is in {path}; a running service takes it within a second", err=True)
+
+
+@tokens_group.command("list")
+@settings_options("tokens")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def tokens_list_command(as_json: bool, **options: Any) -> None:
+    """The tokens by name: roles, and when each was made."""
+    from penstock.serve.tokens import read_tokens
+
+    tokens = read_tokens(tokens_file(options))
+    rows = [(each.name, each.roles, each.created.isoformat() if each.created else None) for each in tokens]
+    if as_json:
+        click.echo(json.dumps([dict(zip(("name", "roles", "created"), row, strict=True)) for row in rows], indent=2))
+        return
+    for each, roles, created in rows:
+        click.echo(f"{each:<24} {', '.join(roles):<30} {created or ''}".rstrip())
+
+
+@tokens_group.command("remove")
+@token_name
+@settings_options("tokens")
+def tokens_remove_command(name: str, **options: Any) -> None:
+    """Take the token called NAME out of the file: it opens nothing any more."""
+    from penstock.serve.tokens import remove_token
+
+    path = tokens_file(options)
+    remove_token(path, name)
+    click.echo(f"removed {name} from {path}; a running service refuses it within a second", err=True)
+
+
+def tokens_file(options: dict[str, Any]) -> Path:
+    path: Path | None = read_options(options)["tokens"]
+    if path is None:
+        raise SettingsError("no tokens file is set", hint="give --tokens FILE, or PENSTOCK_TOKENS")
+    return path
 
 
 @commands.command("settings")

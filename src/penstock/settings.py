@@ -19,6 +19,8 @@ from penstock.clock import LONGEST_US, MICROSECONDS, duration_text, duration_us
 from penstock.errors import DefinitionError, SettingsError
 
 FILE = "penstock.toml"
+# What a client of a service says: a secret, so that it is no setting, which is shown and may be an argument.
+TOKEN = "PENSTOCK_TOKEN"
 
 # Times are looked after at a quarter of the shortest of them: a shorter one would keep the door busy.
 SOON = 10 * MICROSECONDS["ms"]
@@ -68,8 +70,11 @@ class Setting:
 
 SETTINGS = (
     Setting("data", "path", "data", "the data directory: log, snapshots and ids"),
-    Setting("host", "text", "127.0.0.1", "the address of the doors; only loopback so far"),
+    Setting("host", "text", "127.0.0.1", "the address of the doors; beyond loopback tokens and TLS must be set"),
     Setting("port", "integer", 7070, "the port of the doors; 0 takes a free one", 0, 65_535),
+    Setting("tokens", "path", None, "the file of tokens that callers need; `penstock tokens new` writes it"),
+    Setting("tls_certificate", "path", None, "the certificate, then its issuers', in PEM; with it the doors speak TLS"),
+    Setting("tls_key", "path", None, "the certificate's private key, in PEM"),
     Setting("state_bytes", "bytes", "4GiB", "at this size of the state new keys get the fallback", 1 << 20, 1 << 40),
     Setting("segment_bytes", "bytes", "64MiB", "the size of the log's files", 16 << 20, 512 << 20),
     Setting("commit_bytes", "bytes", "512KiB", "bulk appends are cut into commits of this size", 4096, 1 << 20),
@@ -101,6 +106,12 @@ class Settings:
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]
+
+    @property
+    def url(self) -> str:
+        """Where a service with these settings answers, to a caller on its machine."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self["host"], self["host"])
+        return url(host, self["port"], tls=self["tls_certificate"] is not None)
 
     def text(self, name: str) -> str:
         """A value as a user writes it."""
@@ -152,7 +163,7 @@ def _read_file(file: Path | None) -> tuple[dict[str, Any], str]:
 
 def _check_environment(environment: Mapping[str, str]) -> None:
     for variable in environment:
-        if variable.startswith("PENSTOCK_"):
+        if variable.startswith("PENSTOCK_") and variable != TOKEN:
             _check_known(variable.removeprefix("PENSTOCK_").lower(), variable)
 
 
@@ -215,10 +226,11 @@ def _within(setting: Setting, value: int, place: str) -> int:
     return value
 
 
-def url(host: str, port: int) -> str:
+def url(host: str, port: int, *, tls: bool = False) -> str:
     """Where a service answers.
 
     >>> url("127.0.0.1", 7070), url("::1", 7070)
     ('http://127.0.0.1:7070', 'http://[::1]:7070')
     """
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

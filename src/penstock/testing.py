@@ -32,6 +32,7 @@ from penstock.runtime.gate import (
     POSITION,
     SCORES,
 )
+from penstock.runtime.history import Run
 from penstock.runtime.logs import read_position
 from penstock.runtime.pipeline import Pipeline
 from penstock.runtime.plan import Plan, compile_plan
@@ -237,8 +238,7 @@ def run(
 ) -> Iterator[Service]:
     """A service of this pipeline, or of the app in this file, for the length of a `with`."""
     loaded = pipeline if isinstance(pipeline, Pipeline) else load_app(pipeline)
-    moment = datetime.fromisoformat(now) if isinstance(now, str) else now
-    service = Service(loaded, now=moment, settings=settings)
+    service = Service(loaded, now=_moment(now), settings=settings)
     try:
         yield service
     finally:
@@ -257,7 +257,7 @@ def replay(
     plan = compile_plan(pipeline if isinstance(pipeline, Pipeline) else load_app(pipeline))
     chosen = choose(plan, policy)
 
-    def history() -> Iterator[tuple[int, pa.RecordBatch]]:
+    def history() -> Iterator[Run]:
         for topic, event in events:
             index = plan.topic_index(topic)
             about = plan.document["topics"][index]
@@ -265,7 +265,7 @@ def replay(
             batch, refused = decoder.decode_lines(_json(event))
             if refused:
                 raise InputError(refused[0][2])
-            yield index, pa.record_batch(batch)
+            yield Run(index, pa.record_batch(batch))
 
     return [row for batch in chosen.run(history()) for row in batch.to_pylist()]
 
@@ -284,6 +284,16 @@ def _core_settings(changed: Mapping[str, Any]) -> str:
     if unknown:
         raise InputError(f"there is no setting {', '.join(sorted(unknown))} here", hint=", ".join(settings))
     return json.dumps({**settings, **changed})
+
+
+def _moment(now: datetime | str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(now) if isinstance(now, str) else now
+    except ValueError:
+        raise InputError(f"now is no time: {now!r}", hint="write for example 2026-11-01T12:00:00Z") from None
+    if moment.tzinfo is None:
+        raise InputError(f"now has no zone: {moment.isoformat()}", hint=f"write for example {moment.isoformat()}Z")
+    return moment
 
 
 def _answer(answer: tuple[int, bytes]) -> dict[str, Any]:

@@ -110,7 +110,8 @@ def test_a_code_is_the_rule_s_name_where_none_is_given() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (('"decline", "approve"', '"approve", "approve"'), "outcomes must be a list of different names"),
+        (('"decline", "approve"', '"approve", "approve"'), "line 2: outcomes must be a list of different names"),
+        (('default = "approve"', 'default = "aprove"'), "line 1: default must be one of"),
         (('outcomes = ["decline", "approve"]\n', ""), "outcomes must be a list"),
         (('default = "approve"\n', ""), "default must be one of"),
         (("default", "defualt"), '"defualt" is unknown'),

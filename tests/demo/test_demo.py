@@ -19,6 +19,7 @@ import pytest
 from penstock.demo.generator import Size, generate, payments_table, reports_table
 from penstock.demo.main import run_demo
 from penstock.errors import SettingsError
+from penstock.serve.tokens import new_token
 
 SMALL = ["--customers", "200", "--terminals", "300"]
 COMMAND = [sys.executable, "-m", "penstock", "demo", *SMALL]
@@ -90,6 +91,26 @@ def test_less_than_one_payment_is_one(tmp_path: Path) -> None:
 def test_a_number_that_cannot_be_meant_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=re.escape(message)):
         run_demo(**settings)
+
+
+def test_it_says_its_token_where_the_service_wants_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "tokens.toml"
+    token = new_token(file, "demo", ["decide", "ingest"])
+    monkeypatch.setenv("PENSTOCK_TOKENS", str(file))
+    options = (*COMMAND, "--rate", "200", "--seconds", "1")
+    refused = subprocess.run(options, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert refused.returncode == 1 and "was answered 401" in refused.stderr
+    monkeypatch.setenv("PENSTOCK_TOKEN", token)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    text = run(empty, "--rate", "200", "--seconds", "1")
+    assert number(r"payments decided +([\d,]+)", text) == 200 and "refused with" not in text
+
+
+def test_it_does_not_start_where_tls_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PENSTOCK_TLS_CERTIFICATE", str(tmp_path / "door.pem"))
+    with pytest.raises(SettingsError, match="without TLS"):
+        run_demo()
 
 
 @pytest.mark.parametrize("on_terminal", [False, True])

@@ -141,6 +141,13 @@ REFUSED: dict[str, tuple[Callable[[Said], object], str, str | None]] = {
         'on_overload is "refuse" or "fallback"',
         None,
     ),
+    "another full disk": (
+        lambda said: said.pipeline.policy(
+            "p", said.payments, rules="r.toml", fallback="a", on_full="drop"  # type: ignore[arg-type]
+        ),
+        'on_full is "refuse" or "fallback"',
+        None,
+    ),
 }  # fmt: skip
 
 

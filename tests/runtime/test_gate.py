@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from penstock import _native, testing
+from penstock.errors import InputError
 from penstock.runtime import gate as gate_interface
 from penstock.runtime.app import load_app
 from penstock.runtime.gate import DECIDE, DECIDE_MANY, EVENTS_NDJSON, MODEL, REPEAT, SCORES
@@ -235,6 +236,19 @@ def test_a_body_told_at_its_deadline_and_its_retry_in_one_cycle_are_told_the_sam
         assert service.look_up("authorise", "p1")["late_decision"]["features"]["card_count_1h"] == 2
 
 
+def test_a_line_that_was_decided_before_its_body_was_told_the_fallback_stays_decided() -> None:
+    with testing.run(FIRST, now=NOON) as service:
+        first = service.decide("authorise", payment(1))
+        body = b"\n".join(json.dumps(payment(number)).encode() for number in range(3))
+        alone = json.dumps(payment(1)).encode()
+        service._told = [1_001]
+        answers = service._step([(1_001, DECIDE_MANY, 0, body, 0), (1_002, DECIDE, 0, alone, 0)])
+        told = next(json.loads(text) for handle, _, text, _ in answers if handle == 1_002)
+        assert told == first
+        assert service.decide("authorise", payment(1)) == first
+        assert service.decide("authorise", payment(0))["timed_out"]
+
+
 def test_a_line_that_waits_after_its_body_was_told_the_fallback_is_told_so_alone(tmp_path: Path) -> None:
     with testing.run(FIRST, now=NOON) as service:
         body = b"\n".join(json.dumps(payment(number)).encode() for number in range(3))
@@ -249,8 +263,15 @@ def test_a_line_that_waits_after_its_body_was_told_the_fallback_is_told_so_alone
         # What came first under an id counts: here the event that was asked about alone has other content.
         assert json.loads(answers[3][1])["timed_out"] is False
         assert json.loads(answers[4][1])["features"]["card_count_1h"] == 2
-        lines = [json.loads(line) for line in answers[1][1].splitlines()]
-        assert lines[2]["error"]["code"] == "id_conflict"
         found = service.look_up("authorise", "p1")
         assert (found["timed_out"], found["late_decision"]["features"]["card_count_1h"]) == (True, 4)
         assert service.decide("authorise", payment(1)) == {**told, "took_ms": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("now", "words"),
+    [(datetime(2026, 11, 1), "no zone"), ("2026-11-01T12:00", "no zone"), ("noon", "no time")],
+)
+def test_a_clock_that_no_instant_is_given_says_so(now: Any, words: str) -> None:
+    with pytest.raises(InputError, match=f"now (has|is) {words}"), testing.run(FIRST, now=now):
+        pass

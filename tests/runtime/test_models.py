@@ -131,6 +131,27 @@ def test_a_batch_that_raises_fails_alone_and_the_process_lives(
     assert "4711" not in caplog.text
 
 
+SLOW = APP.replace("    amounts =", "    time.sleep(0.1)\n    amounts =")
+
+
+def test_a_few_rows_that_raise_in_a_slow_model_fail_alone_and_the_process_lives(tmp_path: Path) -> None:
+    """All calls together take longer than one may."""
+
+    async def main() -> None:
+        poison = {5, 6, 40, 63}
+        async with running(tmp_path, SLOW, limits=ModelLimits(batch_s=2.0)) as (models, worker, scored):
+            await eventually(lambda: worker.ready)
+            models.score(0, 100, rows(1.0))  # The others wait together until this one is scored.
+            for number in range(64):
+                models.score(0, number, rows(-1.0 if number in poison else 1.0))
+            await eventually(lambda: len(scored.batches) == 65)
+            assert {number for number, scores in scored.batches.items() if not scores} == poison
+            assert (worker.starts, worker.ready, worker.failed) == (1, True, len(poison))
+            assert worker.busy_s > 2.0
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("amount", [-2.0, -3.0])
 def test_a_process_that_hangs_or_ends_is_started_anew(tmp_path: Path, amount: float) -> None:
     async def main() -> None:
@@ -360,7 +381,7 @@ def test_batches_that_waited_together_are_scored_in_one_call() -> None:
         return frame["amount"]
 
     parts = [(7, ROWS, rows(1.0)), (8, ROWS, rows(2.0, 3.0)), (9, ROWS, rows())]
-    scored = score_parts(parts, function)
+    (scored,) = score_parts(parts, function)
     assert heights == [3]
     assert [(n, state, numbers(load)) for n, state, load in scored] == [
         (7, SCORES, [1.0]),
@@ -375,7 +396,8 @@ def test_one_bad_batch_costs_no_other_its_scores() -> None:
         return frame["amount"]
 
     parts = [(1, ROWS, rows(1.0)), (2, ROWS, rows(-1.0)), (3, ROWS, rows(3.0))]
-    assert [state for _, state, _ in score_parts(parts, function)] == [SCORES, FAILED, SCORES]
+    answered = [[(number, state) for number, state, _ in each] for each in score_parts(parts, function)]
+    assert answered == [[], [(1, SCORES)], [], [(2, FAILED)], [(3, SCORES)]]
 
 
 def test_a_reason_names_the_place_and_no_values() -> None:

@@ -298,6 +298,25 @@ def test_rows_that_do_not_fit_stop_a_replay_unless_they_may_be_left_out(app: Pat
     assert column(replay(app, file, skip_invalid=True), "payment_id") == ["p0", "p1", "p2"]
     told = succeed_replay_words(app, file, "--skip-invalid")
     assert "left out 2 rows that do not fit" in told and "payments.ndjson, row 4: " in told
+    file.write_text("\n".join([good[0], bad]))
+    told = succeed_replay_words(app, file, "--skip-invalid")
+    assert "replayed 1 event to" in told and "left out 1 row that does not fit:" in told
+
+
+def test_several_files_may_follow_one_from_as_a_shell_s_pattern_gives_them(app: Path, tmp_path: Path) -> None:
+    files = [tmp_path / f"{number}.ndjson" for number in range(3)]
+    for number, file in enumerate(files):
+        file.write_text(json_line(paid(number, number)))
+    reports = tmp_path / "reports.ndjson"
+    reports.write_text(json_line(REPORTS[0]))
+    target = tmp_path / "out.parquet"
+    for arguments in (
+        [app, "--from", *files, "--to", target],
+        ["--topic", "reports", reports, "--from", *files, app, "--to", target],
+        [f"--from={files[0]}", files[1], "--to", target, "--from", files[2], "--", app],
+    ):
+        succeed("replay", *arguments)
+        assert column(pq.read_table(target), "payment_id") == ["p0", "p1", "p2"]
 
 
 def succeed_replay_words(app: Path, file: Path, *arguments: str) -> str:

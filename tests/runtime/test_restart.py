@@ -187,6 +187,29 @@ def test_the_fallback_for_overload_is_not_recorded_and_its_retry_is_a_first_atte
     assert not any(flags & REPEAT for _, flags in answers.values())
 
 
+def test_each_line_of_a_large_body_is_told_what_it_would_be_told_alone(tmp_path: Path) -> None:
+    with testing.run(build(tmp_path), now=NOON) as service:
+        plan, settings = service.plan.to_json(), testing._core_settings({})
+    data = tmp_path / "data"
+    data.mkdir()
+    gate = _native.Gate(plan, str(data), settings, lambda *_: None)
+    gate.start()
+    lines = [json.dumps({**PAYMENT, "payment_id": f"p{number}"}).encode() for number in range(10_000)]
+    for number in (0, 1, 4_095, 4_096, 9_999):
+        lines[number] = b'{"payment_id": 7}' if number % 2 else b"no event"
+    body = b"\r\n \n".join(lines) + b"\n"
+    for one, all_lines in ((gate.fallback, gate.fallbacks), (gate.overload, gate.overloads)):
+        told = [timeless(json.loads(line)) for line in all_lines(0, body, 5_000_000_000).splitlines()]
+        assert told == [timeless(json.loads(one(0, line)[1])) for line in lines]
+        assert json.loads(all_lines(0, lines[2], 5_000_000_000))["took_ms"] >= 5_000
+        assert all_lines(0, b"\n \n", 0) == b""
+    gate.stop()
+
+
+def timeless(answer: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in answer.items() if name != "took_ms"}
+
+
 def scores_of(service: testing.Service) -> list[Any]:
     """The stuck model's answers, as requests to the gate."""
     waiting, service._unscored = service._unscored, []
@@ -220,18 +243,34 @@ def test_a_retry_waiting_with_its_first_is_told_the_fallback_that_the_first_was_
         assert service.decide("authorise", PAYMENT)["timed_out"]
 
 
+@pytest.mark.parametrize("kind", [DECIDE, DECIDE_MANY])
+def test_who_asks_again_in_the_cycle_of_the_deadline_is_told_the_fallback_too(tmp_path: Path, kind: int) -> None:
+    with testing.run(build(tmp_path), now=NOON) as service:
+        service.models_stuck = True
+        event = json.dumps(PAYMENT).encode()
+        assert service._step([(1_001, kind, 0, event, 0)]) == []
+        service._told = [1_001]
+        ((handle, _, text, _),) = service._step([(1_002, DECIDE, 0, event, 0)])
+        told = json.loads(text)
+        assert (handle, told["timed_out"]) == (1_002, True)
+        service._step(scores_of(service))
+        assert service.decide("authorise", PAYMENT)["timed_out"]
+
+
 # More than the sections that one commit can have.
 MANY = 70_000
 
 
-def decide_many(service: testing.Service) -> int:
-    """A body of many payments, whose model is stuck: its handle."""
+def decide_many(service: testing.Service) -> list[int]:
+    """Bodies of many payments, whose model is stuck: their handles."""
     service.models_stuck = True
     line = b'{"payment_id":"p%d","card":"c1","amount":"1.00","paid_at":"2026-11-01T12:00:00Z"}'
-    body = b"\n".join(line % place for place in range(MANY))
-    with pytest.raises(testing.NoAnswer):
-        service._call(DECIDE_MANY, 0, body)
-    return service._handle
+    handles = []
+    for places in (range(MANY // 2), range(MANY // 2, MANY)):
+        with pytest.raises(testing.NoAnswer):
+            service._call(DECIDE_MANY, 0, b"\n".join(line % place for place in places))
+        handles.append(service._handle)
+    return handles
 
 
 def test_more_undecided_events_than_a_commit_has_sections_are_closed_at_start(tmp_path: Path) -> None:
@@ -248,8 +287,7 @@ def test_more_undecided_events_than_a_commit_has_sections_are_closed_at_start(tm
 
 def test_more_callers_than_a_commit_has_sections_are_told_the_fallback(tmp_path: Path) -> None:
     with testing.run(build(tmp_path), now=NOON) as service:
-        handle = decide_many(service)
-        service._told.append(handle)
+        service._told += decide_many(service)
         service._step([])
         for place in (0, MANY - 1):
             assert service.look_up("authorise", f"p{place}")["timed_out"]

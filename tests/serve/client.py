@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -51,8 +52,9 @@ class Answer:
 class Client:
     """One connection."""
 
-    def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
+    def __init__(self, port: int, context: ssl.SSLContext | None = None) -> None:
+        opened = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
+        self.socket = opened if context is None else context.wrap_socket(opened, server_hostname="localhost")
         self._received = b""
 
     def send(self, data: bytes) -> None:
@@ -107,9 +109,10 @@ class Running:
     stop: Callable[[], None]
     errors: list[BaseException] = field(default_factory=list)
     clients: list[Client] = field(default_factory=list)
+    context: ssl.SSLContext | None = None  # of its clients, where it speaks TLS
 
     def client(self) -> Client:
-        self.clients.append(Client(self.port))
+        self.clients.append(Client(self.port, self.context))
         return self.clients[-1]
 
     def ask(self, data: bytes) -> Answer:
@@ -125,11 +128,12 @@ def running(
     program: Sequence[str] = PROGRAM,
     fails: bool = False,
     snapshots: Snapshots | None = None,
+    context: ssl.SSLContext | None = None,
     **settings: Any,
 ) -> Iterator[Running]:
     """A door over this core until the block ends; `fails` where the core is going to be lost."""
     ready = threading.Event()
-    door = Running(core, 0, lambda: None)
+    door = Running(core, 0, lambda: None, context=context)
 
     def live() -> None:
         try:

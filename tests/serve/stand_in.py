@@ -35,6 +35,8 @@ class StandIn:
     requests: list[Request] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
     told_handles: list[int] = field(default_factory=list)
+    worded: int = 0  # bodies of many lines that were told
+    wording: threading.Event = field(default_factory=threading.Event)  # set: that does not end
     beat: int = 0
     state_bytes: int = 0
     reader_lags: tuple[tuple[str, float | None], ...] = ()
@@ -87,6 +89,18 @@ class StandIn:
             return 422, b'{"error": {"code": "invalid_event", "message": "it is no event"}}'
         return 200, json.dumps({"timed_out": False, "cause": "overload", "of": target}).encode()
 
+    def fallbacks(self, target: int, body: bytes, took_ns: int, /) -> bytes:
+        return self._word(body, lambda line: self.fallback(target, line, took_ns))
+
+    def overloads(self, target: int, body: bytes, took_ns: int, /) -> bytes:
+        return self._word(body, lambda line: self.overload(target, line, took_ns))
+
+    def _word(self, body: bytes, each: Callable[[bytes], tuple[int, bytes]]) -> bytes:
+        while self.wording.is_set():
+            time.sleep(0.002)
+        self.worded += 1
+        return b"".join(each(line)[1] + b"\n" for line in body.splitlines() if line)
+
     def stats(self) -> bytes:
         return json.dumps(
             {
@@ -122,6 +136,7 @@ class StandIn:
     def close(self) -> None:
         if self._thread.is_alive():
             self.stuck.clear()
+            self.wording.clear()
             self._queue.put(None)
             self._thread.join()
         os.close(self._fd)

@@ -63,7 +63,46 @@ def test_each_line_of_many_is_told_its_fallback(core: StandIn) -> None:
         told = [b"timed_out" in line for line in answer.body.splitlines()]
         assert told == [True, False, True] * 500
         assert core.told_handles == [1]
+        assert core.worded == 1
         core.stuck.clear()
+
+
+def test_nobody_waits_while_a_large_body_is_told_its_fallbacks(core: StandIn) -> None:
+    core.stuck.set()
+    core.wording.set()
+    with running(core) as door:
+        many, there = door.client(), door.client()
+        many.send(post(QUICK, b"{}\n" * 100_000, media=NDJSON))
+        for _ in range(3):
+            assert there.ask(post(QUICK)).json["cause"] == "deadline"
+        core.wording.clear()
+        assert many.answer().body.count(b"timed_out") == 100_000
+        assert sorted(core.told_handles) == [1, 2, 3, 4]
+        core.stuck.clear()
+
+
+def test_an_answer_that_comes_while_a_large_body_is_told_stands(core: StandIn) -> None:
+    core.script = lambda request: None
+    core.wording.set()
+    with running(core, drain_s=0.1) as door:
+        many, there = door.client(), door.client()
+        many.send(post(QUICK, b"{}\n" * 100_000, media=NDJSON))
+        assert there.ask(post(QUICK)).json["cause"] == "deadline"
+        eventually(lambda: len(core.requests) == 2)
+        large = max(core.requests, key=lambda request: len(request[3]))[0]
+        core.say((large, 200, b"decided", 0))
+        assert many.answer().body == b"decided"
+        core.wording.clear()
+        assert there.ask(post(QUICK)).json["cause"] == "deadline"
+        assert len(core.told_handles) == 2 and large not in core.told_handles
+
+
+def test_a_core_that_fails_while_a_large_body_is_told_stops_the_door(core: StandIn) -> None:
+    core.script = lambda request: None
+    core.fails = "fallback"
+    with running(core, fails=True) as door:
+        answer = door.ask(post(QUICK, b"{}\n" * 100_000, media=NDJSON))
+        assert (answer.status, answer.code) == (503, "core_failed")
 
 
 def test_pipelined_requests_are_told_in_order_around_the_deadline(core: StandIn) -> None:

@@ -11,19 +11,20 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from penstock.errors import LogError, PenstockError, SettingsError
 from penstock.serve.server import OTHER_FILES, allow_connections
-from penstock.serve.settings import Doors, DoorSettings, PolicyDoor, check_loopback
+from penstock.serve.settings import Doors, DoorSettings, PolicyDoor, check_address
 from serve.client import DECIDE, PATIENCE_S, Client, eventually, get, post, running
 from serve.stand_in import StandIn
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
 def test_the_door_may_listen_where_only_this_machine_calls(host: str) -> None:
-    check_loopback(host)
+    check_address(DoorSettings(host=host))
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "10.0.0.1", "192.168.1.1", "8.8.8.8"])
@@ -32,14 +33,33 @@ def test_any_other_address_is_refused_before_anything_starts(core: StandIn, host
         pass
     cause = raised.value.__cause__
     assert isinstance(cause, SettingsError)
-    assert "only this machine may call" in str(cause)
-    assert "tokens and TLS come with a later release" in str(cause)
+    message = f"cannot listen on {host}, where others can call, without tokens and tls_certificate and tls_key"
+    assert cause.message == message
     assert not core.started
+
+
+FILES: dict[str, Any] = {name: Path(name) for name in ("tokens", "tls_certificate", "tls_key")}
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1"])
+def test_beyond_loopback_tokens_and_tls_are_both_needed(host: str) -> None:
+    check_address(DoorSettings(host=host, **FILES))
+    with pytest.raises(SettingsError, match="without tokens\n"):
+        check_address(DoorSettings(host=host, **{**FILES, "tokens": None}))
+    with pytest.raises(SettingsError, match="without tls_certificate and tls_key\n"):
+        check_address(DoorSettings(host=host, tokens=Path("tokens")))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+@pytest.mark.parametrize("missing", ["tls_certificate", "tls_key"])
+def test_a_certificate_without_its_key_is_refused_and_the_other_way_round(host: str, missing: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{missing} is not set"):
+        check_address(DoorSettings(host=host, **{**FILES, missing: None}))
 
 
 def test_a_name_that_is_no_address_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"cannot listen on no\.such\.invalid"):
-        check_loopback("no.such.invalid")
+        check_address(DoorSettings(host="no.such.invalid"))
 
 
 def test_a_port_in_use_is_refused_before_the_core_starts(core: StandIn) -> None:

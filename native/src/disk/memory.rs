@@ -216,11 +216,15 @@ impl File for MemoryFile {
     fn allocate(&self, bytes: u64) -> io::Result<()> {
         let mut state = self.disk.lock();
         let called = state.count(Call::Allocate);
+        let before = state.content(self.id).bytes.len();
         let mut filled = Ok(());
         while called.is_ok() && filled.is_ok() && state.content(self.id).bytes.len() < bytes as usize {
             let offset = state.content(self.id).bytes.len();
             let count = ALLOCATE_BYTES.min(bytes as usize - offset);
             filled = state.write(self.id, offset, &vec![0; count]);
+        }
+        if filled.is_err() {
+            state.content(self.id).bytes.truncate(before);
         }
         state.content(self.id).sync(called.is_ok());
         called.and(filled)

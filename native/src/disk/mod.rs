@@ -33,8 +33,8 @@ pub trait File: Send + Sync {
     /// Make everything written durable (`fdatasync`).
     fn sync(&self) -> io::Result<()>;
     /// Make the file at least this long, filled with zeros for which the disk has the space; durable when it returns.
-    /// Where the disk is full (`StorageFull`, `QuotaExceeded`), what was filled stays and a later call goes on from
-    /// there; after any other error the file is of no use.
+    /// Where the disk is full (`StorageFull`, `QuotaExceeded`), the file is as long as before, and a later call may
+    /// succeed; after any other error the file is of no use.
     fn allocate(&self, bytes: u64) -> io::Result<()>;
 }
 

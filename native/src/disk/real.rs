@@ -7,7 +7,10 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Disk, File, Mode};
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
+
+use super::{Disk, File, Mode, is_full};
 
 /// Zeros are written and synced in pieces of this size, so that a decision's own sync never waits long behind them.
 const ALLOCATE_BYTES: usize = 1 << 20;
@@ -122,13 +125,32 @@ impl File for RealFile {
     }
 
     fn allocate(&self, bytes: u64) -> io::Result<()> {
-        let mut offset = self.0.metadata()?.len();
+        let before = self.0.metadata()?.len();
+        let filled = self.reserve(before, bytes).and_then(|()| self.fill(before, bytes));
+        if filled.as_ref().is_err_and(is_full) {
+            // Others need what is left: retention has to wait for a snapshot, which takes space of its own.
+            self.0.set_len(before)?;
+        }
+        filled
+    }
+}
+
+impl RealFile {
+    /// Take the space in one call where the file system can: whether there is enough shows before any is filled.
+    fn reserve(&self, from: u64, to: u64) -> io::Result<()> {
+        match fallocate(&self.0, FallocateFlags::empty(), from, to.saturating_sub(from)) {
+            Err(Errno::NOSPC) => Err(io::ErrorKind::StorageFull.into()),
+            Err(Errno::DQUOT) => Err(io::ErrorKind::QuotaExceeded.into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn fill(&self, from: u64, to: u64) -> io::Result<()> {
         let zeros = vec![0; ALLOCATE_BYTES];
-        while offset < bytes {
-            let count = (bytes - offset).min(ALLOCATE_BYTES as u64);
+        for offset in (from..to).step_by(ALLOCATE_BYTES) {
+            let count = (to - offset).min(ALLOCATE_BYTES as u64);
             self.0.write_all_at(&zeros[..count as usize], offset)?;
             self.0.sync_data().map_err(io::Error::other)?;
-            offset += count;
         }
         // A full disk that shows only now has left pages unwritten: that is not the error to go on after.
         self.0.sync_all().map_err(io::Error::other)

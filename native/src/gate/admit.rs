@@ -109,6 +109,24 @@ impl Core {
         Ok(seen)
     }
 
+    /// Whether an event's id is in the log already, whatever is said of it there, and be it that it cannot be read.
+    pub(super) fn is_in_log(
+        &self,
+        cycle: &mut Cycle,
+        topic: usize,
+        origin: u16,
+        batch: &RecordBatch,
+        (row, hash): (usize, u64),
+    ) -> Result<bool> {
+        let mut addresses = Vec::new();
+        self.ids.find(hash, &mut addresses)?;
+        addresses.retain(|&address| self.log.keeps(Address(address)));
+        match self.seen_before(cycle, topic, origin, batch, (row, hash), &addresses) {
+            Err(Error::Damaged { .. } | Error::Io { .. }) => Ok(true),
+            seen => Ok(seen?.is_some()),
+        }
+    }
+
     fn seen_before(
         &self,
         cycle: &mut Cycle,

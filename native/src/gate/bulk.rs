@@ -4,22 +4,23 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ops::Range;
 
-use arrow_array::cast::AsArray;
-use arrow_array::{Array, RecordBatch};
+use arrow_array::RecordBatch;
 
-use super::admit::{Seen, Taken, id_hashes};
-use super::core::{CLOSING_BYTES, Core, Cycle, Waiter, fallback_body, refusal_body, take_new, take_rows};
+use super::admit::{Seen, Taken};
+use super::core::{CLOSING_BYTES, Core, Cycle, Waiter, refusal_body, take_new};
 use super::dead::{self, Rejected, Retried};
+use super::source::{Slice, Source, read_arrow, text_bytes};
 use super::weight::{Sum, Weight};
-use super::words::{Finished, Words};
-use super::{Answer, Kind, Request, Tell, Tells, error_body};
+use super::{Answer, Kind, LineTells, Request, Tell, error_body};
 use crate::answer;
-use crate::conform::{Unknown, conform, keep_rows, read_ipc};
-use crate::decode::{ArrayCut, Decoded, Limits, check_json, check_one, content_equal, split_lines};
+use crate::conform::{Unknown, conform, keep_rows};
+use crate::decode::{ArrayCut, Decoded, check_one, split_lines};
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::schema::Schema;
 
+/// So long an answer says of further lines only that they are decided: texts of the state may make each very long.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
 /// Memory is made for the answers of so many lines at a time.
 const LINES_AHEAD: usize = 4096;
 /// An array is cut into events so many bytes at a time.
@@ -32,10 +33,10 @@ pub(super) struct Bulk {
     pub held_ns: u64,
     pub kind: Kind,
     pub received_us: i64,
-    purpose: Purpose,
-    source: Source,
+    pub purpose: Purpose,
+    pub source: Source,
     /// The first line that has not been taken.
-    next: usize,
+    pub next: usize,
     /// Lines without a result yet.
     open: usize,
     /// For decisions, what is answered: a line each, in the order in which they were known.
@@ -52,89 +53,15 @@ pub(super) struct Bulk {
     pub letters: usize,
     pub letters_open: usize,
     repeated: usize,
-    tells: Vec<Tell>,
+    pub tells: LineTells,
     pub told: bool,
 }
 
 #[derive(Clone, Copy)]
-enum Purpose {
+pub(super) enum Purpose {
     Decide(usize),
     DryRun(usize),
     Events(usize),
-}
-
-/// Where the events of a request are, each a line.
-enum Source {
-    Text {
-        body: Vec<u8>,
-        lines: Vec<Range<usize>>,
-        /// The dead letter that each line was, where they are tried again.
-        letters: Vec<i64>,
-    },
-    Arrow(RecordBatch),
-}
-
-/// More lines are not read: each has a result, which may be much longer than the line.
-const LINES_MAX: usize = 500_000;
-
-impl Source {
-    fn text(lines: Vec<Range<usize>>, body: Vec<u8>) -> std::result::Result<Source, Vec<u8>> {
-        check_readable(lines.len(), lines.iter().map(|line| &body[line.clone()]))?;
-        Ok(Source::Text { body, lines, letters: Vec::new() })
-    }
-
-    fn len(&self) -> usize {
-        match self {
-            Source::Text { lines, .. } => lines.len(),
-            Source::Arrow(batch) => batch.num_rows(),
-        }
-    }
-
-    /// From this line on as many as the slice has left.
-    fn take(
-        &self,
-        first: usize,
-        slice: &mut Slice,
-        each: usize,
-        weight: Weight,
-        limits: &Limits,
-    ) -> Range<usize> {
-        match self {
-            Source::Text { lines, .. } => {
-                let mut end = first;
-                while end < lines.len() && slice.has_left() {
-                    slice.take(lines[end].len() + each);
-                    slice.most.add(weight, lines[end].len(), limits);
-                    end += 1;
-                }
-                first..end
-            }
-            Source::Arrow(batch) => {
-                let each = batch.get_array_memory_size() / batch.num_rows().max(1) + 1;
-                let count = slice.left.div_ceil(each).min(batch.num_rows() - first);
-                slice.take(count * each);
-                first..first + count
-            }
-        }
-    }
-}
-
-/// What one cycle takes of large requests: about one commit of the bytes that are likely, and never more than fit.
-struct Slice {
-    left: usize,
-    most: Sum,
-    bytes_max: usize,
-    longest_text: usize,
-}
-
-impl Slice {
-    fn has_left(&self) -> bool {
-        self.left > 0 && self.most.bytes(self.longest_text) < self.bytes_max
-    }
-
-    fn take(&mut self, bytes: usize) {
-        self.left = self.left.saturating_sub(bytes);
-    }
 }
 
 impl Core {
@@ -151,14 +78,14 @@ impl Core {
         let source = match request.kind {
             Kind::EventsArrow => read_arrow(&body, &self.plan.topics[request.target].schema()),
             Kind::EventsJson => match check_one(&body) {
-                Ok(()) => Source::text(std::iter::once(0..body.len()).collect(), body),
+                Ok(()) => Source::text(request.kind, std::iter::once(0..body.len()).collect(), body),
                 Err(refusal) => Err(refusal_body(&refusal)),
             },
             Kind::Retry => self.read_retry(request.target, &body).map(|letters| {
                 let lines = line_places(&body).split_off(1);
                 Source::Text { body, lines, letters }
             }),
-            _ => Source::text(line_places(&body), body),
+            _ => Source::text(request.kind, line_places(&body), body),
         };
         self.enter(cycle, &request, source);
     }
@@ -170,7 +97,7 @@ impl Core {
             Ok(false) => self.cutting.push_front((request, cut)),
             Ok(true) => {
                 let (body, lines) = cut.finish();
-                self.enter(cycle, &request, Source::text(lines, body));
+                self.enter(cycle, &request, Source::text(request.kind, lines, body));
             }
             Err(refusal) => self.enter(cycle, &request, Err(refusal_body(&refusal))),
         }
@@ -244,7 +171,7 @@ impl Core {
         slice: &mut Slice,
     ) -> Result<()> {
         if let Some(reason) = self.stats.full.clone()
-            && !matches!(purpose, Purpose::DryRun(_))
+            && matches!(purpose, Purpose::Events(_))
         {
             self.advance(number, lines.end);
             let body = error_body("disk_full", &reason, None);
@@ -396,6 +323,17 @@ impl Core {
         tell: Option<Tell>,
     ) {
         let Some(bulk) = self.bulk.get_mut(&number) else { return };
+        bulk.open -= 1;
+        if bulk.told {
+            // Nobody hears the answer any more, and what is told from here on has been staged with this very commit.
+            return;
+        }
+        if bulk.text.len() > ANSWER_BYTES_MAX {
+            let message = "decided, but the answer to the body is too long; GET tells";
+            bulk.answer(line, |text| text.extend_from_slice(&error_body("answer_too_large", message, None)));
+            bulk.tells.extend(tell);
+            return;
+        }
         let took_ns = now_ns.saturating_sub(bulk.held_ns);
         if bulk.text.capacity() - bulk.text.len() < open.len() + CLOSING_BYTES {
             // About as long as this one: growing by doubling would copy and touch twice the memory.
@@ -405,9 +343,7 @@ impl Core {
             text.extend_from_slice(open);
             answer::finish(text, took_ns);
         });
-        bulk.open -= 1;
-        // What is told from here on has been staged with this very commit.
-        bulk.tells.extend(tell.filter(|_| !bulk.told));
+        bulk.tells.extend(tell);
     }
 
     /// The answers of those requests whose lines all have their result.
@@ -417,81 +353,9 @@ impl Core {
         for number in done {
             let mut bulk = self.bulk.remove(&number).expect("it was just found");
             let (handle, body) = (bulk.handle, bulk.body().into());
-            let tells = Tells::Many(std::mem::take(&mut bulk.tells).into());
+            let tells = bulk.tells.take();
             self.last.push((handle, tells.clone()));
             answers.push(Answer { handle, status: 200, body, flags: 0, tells });
-        }
-    }
-
-    /// Lines that still wait to be taken when their caller is told the fallback: whoever asks about one alone meanwhile
-    /// is told the same.
-    pub(super) fn find_told_lines(&mut self, cycle: &Cycle) {
-        let told = |bulk: &Bulk| !bulk.told && cycle.told.contains(&bulk.handle);
-        for (&number, bulk) in self.bulk.iter().filter(|(_, bulk)| told(bulk)) {
-            let (Purpose::Decide(policy), Source::Text { body, lines, .. }) = (bulk.purpose, &bulk.source)
-            else {
-                continue;
-            };
-            let topic = self.plan.policy_topic(policy);
-            let waiting = lines[bulk.next..].iter().map(|line| &body[line.clone()]);
-            let decoded = self.decoders[topic].decode(waiting);
-            let about = &self.plan.topics[topic];
-            let hashes = id_hashes(about, decoded.batch.column(about.id));
-            for (hash, row) in hashes.into_iter().zip(decoded.rows) {
-                // The first of equal ids is the one that will be new.
-                self.told_lines.entry((policy, hash)).or_insert((number, bulk.next + row as usize));
-            }
-        }
-    }
-
-    /// Tell those the fallback whose event is such a line; the others remain.
-    pub(super) fn answer_told(
-        &mut self,
-        cycle: &mut Cycle,
-        policy: usize,
-        batch: RecordBatch,
-        waiters: Vec<Waiter>,
-    ) -> Result<(RecordBatch, Vec<Waiter>)> {
-        if self.told_lines.is_empty() {
-            return Ok((batch, waiters));
-        }
-        let topic = self.plan.policy_topic(policy);
-        let about = &self.plan.topics[topic];
-        let hashes = id_hashes(about, batch.column(about.id));
-        let same = |(row, hash): (usize, &u64)| {
-            let Some((number, line)) = self.told_lines.get(&(policy, *hash)) else { return false };
-            let Source::Text { body, lines, .. } = &self.bulk[number].source else { return false };
-            let line = self.decoders[topic].decode(std::iter::once(&body[lines[*line].clone()]));
-            content_equal(&batch, row, &line.batch, 0)
-        };
-        let told: Vec<bool> = hashes.iter().enumerate().map(same).collect();
-        let mut kept = Vec::with_capacity(waiters.len());
-        for (row, waiter) in waiters.into_iter().enumerate() {
-            if told[row] {
-                self.stats.repeats += 1;
-                let body = fallback_body(&self.plan, policy, &batch, row);
-                cycle.finish(waiter.repeated(), Words::Made(body), None);
-            } else {
-                kept.push(waiter);
-            }
-        }
-        Ok((take_rows(&batch, told.iter().map(|told| !told))?, kept))
-    }
-
-    /// Large requests that were told the fallback: every line that was decided, and those that will be.
-    pub(super) fn tell_bulk(&mut self, cycle: &mut Cycle, told: &HashSet<u64>) {
-        for bulk in self.bulk.values_mut() {
-            if told.contains(&bulk.handle) && !bulk.told {
-                bulk.told = true;
-                cycle.tells.append(&mut bulk.tells);
-            }
-        }
-        for Finished { waiter, tell, .. } in &cycle.finished {
-            if let (Waiter::Line { bulk, .. }, Some(tell)) = (waiter, tell)
-                && self.bulk.get(bulk).is_some_and(|bulk| bulk.told)
-            {
-                cycle.tells.push(tell.clone());
-            }
         }
     }
 }
@@ -517,7 +381,7 @@ impl Bulk {
             letters: 0,
             letters_open: 0,
             repeated: 0,
-            tells: Vec::new(),
+            tells: LineTells::default(),
             told: false,
         }
     }
@@ -532,7 +396,10 @@ impl Bulk {
     }
 
     fn done(&self) -> bool {
-        self.open == 0 && self.letters_open == 0 && self.next == self.source.len()
+        self.open == 0
+            && self.letters_open == 0
+            && self.next == self.source.len()
+            && (!self.told || self.tells.is_empty())
     }
 
     /// The topic whose dead letters its rejected lines become, if they do.
@@ -593,54 +460,6 @@ impl Bulk {
 fn line_places(body: &[u8]) -> Vec<Range<usize>> {
     let start = |line: &[u8]| line.as_ptr() as usize - body.as_ptr() as usize;
     split_lines(body).into_iter().map(|line| start(line)..start(line) + line.len()).collect()
-}
-
-fn read_arrow(body: &[u8], schema: &Schema) -> std::result::Result<Source, Vec<u8>> {
-    let wrong = |error: &dyn std::fmt::Display| error_body("not_arrow", &error.to_string(), None);
-    let batches = read_ipc(body).map_err(|error| wrong(&error))?;
-    let Some(first) = batches.first() else {
-        return Err(error_body("empty", "given a stream without rows, wanted events", None));
-    };
-    // Before they are joined: a row may take no more than a bit of the body.
-    check_count(batches.iter().map(RecordBatch::num_rows).sum())?;
-    // Whether the columns fit is a matter of the whole stream; whether the values do, of each row.
-    conform(&first.slice(0, 0), schema, &Limits::default(), Unknown::Refuse)
-        .map_err(|error| wrong(&error))?;
-    let batch =
-        arrow_select::concat::concat_batches(&first.schema(), &batches).map_err(|error| wrong(&error))?;
-    if batch.num_rows() == 0 {
-        return Err(error_body("empty", "given a stream without rows, wanted events", None));
-    }
-    Ok(Source::Arrow(batch))
-}
-
-/// A body without events, or with no line that is JSON, cannot be read; else each line has a result of its own.
-fn check_readable<'a>(
-    count: usize,
-    lines: impl Iterator<Item = &'a [u8]> + Clone,
-) -> std::result::Result<(), Vec<u8>> {
-    if lines.clone().all(|line| line.trim_ascii().is_empty()) {
-        return Err(error_body("empty", "given a body without events, wanted at least one", None));
-    }
-    check_count(count)?;
-    let mut refusals = lines.map(|line| check_json(line).err());
-    match refusals.next().flatten() {
-        Some(first) if refusals.all(|refusal| refusal.is_some()) => Err(refusal_body(&first)),
-        _ => Ok(()),
-    }
-}
-
-fn check_count(count: usize) -> std::result::Result<(), Vec<u8>> {
-    if count <= LINES_MAX {
-        return Ok(());
-    }
-    let message = format!("given {count} events in one body, wanted at most {LINES_MAX}");
-    Err(error_body("too_many_events", &message, None))
-}
-
-fn text_bytes(batch: &RecordBatch) -> usize {
-    let texts = batch.columns().iter().filter_map(|column| column.as_string_opt::<i32>());
-    texts.map(|text| (text.offsets()[text.len()] - text.offsets()[0]) as usize).sum()
 }
 
 /// What a decision is likely to take in the log beside its event.

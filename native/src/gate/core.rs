@@ -23,7 +23,7 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::ids::Ids;
 use crate::log::{Flush, Log, Section};
-use crate::plan::Plan;
+use crate::plan::{OnFull, Plan};
 use crate::schema::Schema;
 use crate::snapshot;
 
@@ -41,6 +41,8 @@ pub struct Settings {
     pub threads: usize,
 }
 
+/// About what the log takes of one who was told the fallback.
+const TOLD_BYTES: usize = 256;
 /// One cycle takes at most so many requests.
 const CYCLE_REQUESTS: usize = 1_024;
 /// How often `tend` has something to do.
@@ -59,7 +61,6 @@ pub(super) struct PolicyLog {
 pub struct Core {
     pub plan: Arc<Plan>,
     pub(super) clock: Arc<dyn Clock>,
-    pub(super) settings: Settings,
     pub(super) engine: Engine,
     pub(super) disk: Arc<dyn Disk>,
     pub(super) log: Log,
@@ -146,7 +147,7 @@ impl Core {
     /// Whether `step` has work left that no new request has to bring.
     pub fn busy(&self) -> bool {
         !(self.bulk_queue.is_empty() && self.cutting.is_empty() && self.letters.is_empty())
-            || (!self.holding && (!self.untold.is_empty() || !self.scored.is_empty()))
+            || !(self.holding || !self.has_untold() && self.scored.is_empty())
     }
 
     /// How many of these requests, from the first on, one cycle takes: its commit has the space that was kept for it.
@@ -178,14 +179,14 @@ impl Core {
         let mut lookups = Vec::new();
         for request in requests {
             match request.kind {
-                Kind::Decide if self.stats.full.is_some() => {
-                    cycle.answers.push(self.full_answer(request.handle))
-                }
                 Kind::Decide => decides[request.target].push(request),
                 Kind::Lookup => lookups.push(request),
                 Kind::DryRun => self.dry_run(&mut cycle, request)?,
                 Kind::DryRunMany => self.queue_bulk(&mut cycle, request),
                 Kind::Scores => self.scored.push_back(request),
+                Kind::DecideMany if self.plan.policies[request.target].on_full == OnFull::Fallback => {
+                    self.queue_bulk(&mut cycle, request)
+                }
                 _ if self.stats.full.is_some() => cycle.answers.push(self.full_answer(request.handle)),
                 Kind::Position => self.note_position(&mut cycle, request),
                 _ => self.queue_bulk(&mut cycle, request),
@@ -194,7 +195,7 @@ impl Core {
         // A slice of large requests and waiting decisions take turns: neither is held back by more than one commit of
         // the other.
         let waiting = decides.iter().any(|requests| !requests.is_empty());
-        self.find_told_lines(&cycle);
+        self.hear_told(&mut cycle);
         let turn = !waiting || self.bulk_turn;
         self.bulk_turn = !turn;
         for (policy, requests) in decides.into_iter().enumerate() {
@@ -375,7 +376,7 @@ impl Core {
 
     /// Whether there is space for a cycle, and after it for the decisions that are in flight. New events are refused
     /// before those lack it; where it is lacking all the same, they wait in memory.
-    fn look_for_room(&mut self) -> Result<()> {
+    pub(super) fn look_for_room(&mut self) -> Result<()> {
         let reserve = self.in_flight_bytes().min(self.reserve_bytes);
         self.stats.full = self.full(self.weights.cycle_bytes_max() + reserve)?;
         self.holding = self.stats.full.is_some() && self.full(self.weights.held_bytes_max())?.is_some();
@@ -398,12 +399,34 @@ impl Core {
             let rows = if pending.dry_run { 0 } else { pending.told.len() };
             rows * self.weights.decision(pending.policy).bytes(longest)
         });
-        pending.sum::<usize>() + self.untold.values().map(|tell| self.timeout_bytes(tell)).sum::<usize>()
+        pending.sum::<usize>() + self.untold.len() * TOLD_BYTES
     }
 
     pub(super) fn full_answer(&self, handle: u64) -> Answer {
+        Answer::plain(handle, 503, self.full_body())
+    }
+
+    fn full_body(&self) -> Vec<u8> {
         let message = self.stats.full.as_deref().unwrap_or("no space left");
-        Answer::plain(handle, 503, error_body("disk_full", message, None))
+        error_body("disk_full", message, None)
+    }
+
+    /// Tell a new event's caller that the disk is full, or the fallback where the policy says so; nothing is recorded.
+    pub(super) fn tell_full(
+        &mut self,
+        cycle: &mut Cycle,
+        policy: usize,
+        (events, row): (&RecordBatch, usize),
+        waiter: Waiter,
+    ) {
+        self.stats.disk_full += 1;
+        match self.plan.policies[policy].on_full {
+            OnFull::Refuse => self.refuse(cycle, &waiter, 503, self.full_body()),
+            OnFull::Fallback => {
+                let body = fallback_for(&self.plan, policy, events, row, answer::DISK_FULL);
+                cycle.finish(waiter, Words::Made(body), None);
+            }
+        }
     }
 
     fn refresh_stats(&mut self) {
@@ -489,13 +512,18 @@ pub(super) fn section(schema: u32, batch: RecordBatch) -> Section {
     Section { schema, origin: 0, before: i64::MIN, marks: None, batch }
 }
 
+/// What a caller is told whose deadline has passed.
 pub(super) fn fallback_body(plan: &Plan, policy: usize, events: &RecordBatch, row: usize) -> Vec<u8> {
+    fallback_for(plan, policy, events, row, answer::DEADLINE)
+}
+
+fn fallback_for(plan: &Plan, policy: usize, events: &RecordBatch, row: usize, cause: &str) -> Vec<u8> {
     let topic = &plan.topics[plan.policy_topic(policy)];
     let mut id = Vec::new();
     answer::write_value(&mut id, events.column(topic.id), topic.fields[topic.id].kind, row);
     let mut body = Vec::new();
     let about = &plan.policies[policy];
-    answer::write_fallback(&mut body, &id, &about.fallback, &about.version, answer::DEADLINE);
+    answer::write_fallback(&mut body, &id, &about.fallback, &about.version, cause);
     body
 }
 

@@ -52,10 +52,13 @@ impl Core {
         let origin = self.policies[policy].origin;
         let seen = self.admit(cycle, topic, origin, &batch)?;
         let group = cycle.groups.len() - 1;
+        // What was decided before is told again all the same.
+        let full = self.stats.full.is_some();
         let mut queue: Queue = Vec::with_capacity(seen.len());
         let mut again = Vec::new();
-        for (seen, waiter) in seen.iter().zip(waiters) {
+        for (row, (seen, waiter)) in seen.iter().zip(waiters).enumerate() {
             match seen {
+                Seen::New | Seen::InCycle(..) if full => self.tell_full(cycle, policy, (&batch, row), waiter),
                 Seen::New => queue.push((queue.len(), waiter)),
                 Seen::InCycle(group, row) => again.push((*group, *row, waiter.repeated())),
                 Seen::Before(event) => self.repeat(cycle, policy, event, waiter.repeated())?,
@@ -65,8 +68,8 @@ impl Core {
                 }
             }
         }
-        let events = take_new(&batch, &seen)?;
-        if events.num_rows() > 0 {
+        if !queue.is_empty() {
+            let events = take_new(&batch, &seen)?;
             let set = self.plan.policies[policy].features;
             let batch = self.remember(cycle, topic, origin, events, &[set])?;
             cycle.groups[group].taken = match self.plan.policies[policy].model {
@@ -184,7 +187,10 @@ impl Core {
     ) -> Result<Batch> {
         let rows = events.num_rows();
         let before = self.engine.newest(topic).unwrap_or(i64::MIN);
+        self.stats.state_bytes = self.engine.state_bytes() as u64;
         let stateless = self.stateless(topic, &events);
+        let full = stateless.iter().flatten().filter(|&&mark| mark != 0).count();
+        self.stats.state_full += full as u64;
         let mut processed = self.engine.process(topic, &events, stateless.as_deref(), wanted)?;
         let base = self.next_offset(cycle, topic);
         *cycle.staged.entry(topic).or_default() += rows as i64;
@@ -215,16 +221,11 @@ impl Core {
     }
 
     /// Where the state has reached its limit, the rows with a key that it does not know.
-    pub(super) fn stateless(&mut self, topic: usize, events: &RecordBatch) -> Option<Vec<u8>> {
-        let bytes = self.engine.state_bytes();
-        self.stats.state_bytes = bytes as u64;
-        if bytes < self.settings.state_bytes_max {
-            return None;
-        }
-        let marks: Vec<u8> =
-            self.engine.new_keys(topic, events).iter().map(|&new| if new { STATELESS } else { 0 }).collect();
-        self.stats.state_full += marks.iter().filter(|&&mark| mark != 0).count() as u64;
-        Some(marks)
+    pub(super) fn stateless(&self, topic: usize, events: &RecordBatch) -> Option<Vec<u8>> {
+        (self.stats.state_bytes >= self.stats.state_bytes_max).then(|| {
+            let new_keys = self.engine.new_keys(topic, events);
+            new_keys.iter().map(|&new| if new { STATELESS } else { 0 }).collect()
+        })
     }
 
     pub(super) fn count_decisions(&mut self, policy: usize, verdicts: &Verdicts) {

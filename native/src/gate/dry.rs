@@ -39,7 +39,9 @@ impl Core {
         if batch.num_rows() == 0 {
             return Ok(());
         }
-        let mut peeked = self.engine.peek(topic, &batch, &[self.plan.policies[policy].features])?;
+        let stateless = self.stateless(topic, &batch);
+        let wanted = [self.plan.policies[policy].features];
+        let mut peeked = self.engine.peek(topic, &batch, stateless.as_deref(), &wanted)?;
         let batch = Batch {
             offsets: vec![-1; batch.num_rows()],
             events: Arc::new(batch),

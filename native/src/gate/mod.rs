@@ -15,9 +15,11 @@ mod core;
 mod dead;
 mod decisions;
 mod dry;
+mod fallbacks;
 mod models;
 mod positions;
 mod said;
+mod source;
 mod start;
 mod stats;
 mod stored;
@@ -32,6 +34,7 @@ pub use stats::Stats;
 pub use thread::Gate;
 pub use words::Body;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -117,6 +120,43 @@ struct Tell {
     offset: i64,
 }
 
+/// Decided events of one body, in the order in which they were known.
+#[derive(Default)]
+struct LineTells {
+    tells: VecDeque<Tell>,
+    /// Their offsets fell somewhere: answers of models may come in any order.
+    mixed: bool,
+}
+
+impl LineTells {
+    fn extend(&mut self, tell: Option<Tell>) {
+        let Some(tell) = tell else { return };
+        self.mixed |= self.tells.back().is_some_and(|last| last.offset > tell.offset);
+        self.tells.push_back(tell);
+    }
+
+    fn pop(&mut self) -> Option<Tell> {
+        self.tells.pop_front()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.tells.is_empty()
+    }
+
+    /// All of a body's are of one policy.
+    fn find(&self, policy: usize, offset: i64) -> Option<&Tell> {
+        self.tells.front().filter(|first| first.policy == policy)?;
+        match self.mixed {
+            true => self.tells.iter().find(|tell| tell.offset == offset),
+            false => self.tells.get(self.tells.binary_search_by_key(&offset, |tell| tell.offset).ok()?),
+        }
+    }
+
+    fn take(&mut self) -> Tells {
+        Tells::Many(std::mem::take(&mut self.tells).into_iter().collect())
+    }
+}
+
 /// What an answer decided: it carries this, and the core remembers it for one cycle.
 #[derive(Clone, Default)]
 enum Tells {
@@ -153,6 +193,25 @@ impl Told {
 
     fn is_empty(&self) -> bool {
         self.handles.is_empty() && self.tells.is_empty()
+    }
+}
+
+/// What the gate's boxes do with it, for a simulation that has none.
+#[cfg(test)]
+impl Told {
+    pub fn add(&mut self, handle: u64) {
+        self.handles.push(handle);
+    }
+
+    /// An answer did not leave: what it decided is to be recorded as told otherwise.
+    pub fn recall(&mut self, answer: Answer) {
+        self.tells.extend(answer.tells.iter().cloned());
+    }
+
+    /// What is told now, and what is told later of requests that still wait.
+    pub fn split(self, waits: impl Fn(&u64) -> bool) -> (Told, Told) {
+        let (later, now) = self.handles.into_iter().partition(waits);
+        (Told { handles: now, tells: self.tells }, Told { handles: later, tells: Vec::new() })
     }
 }
 

@@ -82,7 +82,8 @@ impl Core {
         policy: usize,
         event: &SeenEvent,
     ) -> Result<Option<Vec<u8>>> {
-        if let Some(tell) = self.untold.get(&(policy, event.offset)) {
+        let told = self.untold.get(&(policy, event.offset));
+        if let Some(tell) = told.or_else(|| self.told_in_bulk(policy, event.offset)) {
             return Ok(Some(fallback_body(&self.plan, policy, &tell.events, tell.row)));
         }
         let topic = &self.policies[policy].timeouts_topic;

@@ -49,15 +49,7 @@ impl Core {
     ) -> Result<(Core, Started)> {
         let (plan, segment_bytes) = (Arc::new(plan), log_settings.segment_bytes);
         let (mut log, recovery) = Log::open(disk.clone(), log_settings, clock.now_us())?;
-        let (topics, mut policies, changed) = define_all(&plan, &mut log)?;
-        if changed {
-            // The definitions of a changed pipeline take effect with a commit of their own.
-            log.append(&[], clock.now_us())?;
-            log.sync()?;
-        }
-        for policy in &mut policies {
-            policy.origin = log.catalog().origin(&policy.decisions_topic);
-        }
+        let (topics, policies) = define_all(&plan, &mut log, clock.now_us())?;
         crate::snapshot::remove_drafts(disk.as_ref())?;
         let mut ids = Ids::open(disk.clone(), ids_settings)?;
         let mut follower = Follower::open(plan.clone(), disk.clone(), settings.threads, progress)?;
@@ -112,7 +104,6 @@ impl Core {
             engine: follower.engine,
             plan,
             clock,
-            settings,
             disk,
             segment: 0,
             trim_from: if follower.rebuilt { last } else { 0 },
@@ -124,6 +115,7 @@ impl Core {
             stats,
         };
         core.close_open_decisions(&follower.undecided)?;
+        core.look_for_room()?;
         core.measure_state();
         memory::give_back();
         Ok((core, started))
@@ -135,15 +127,18 @@ impl Core {
         for (&(policy, offset), &address) in undecided {
             open.entry(address).or_default().entry(policy).or_default().push(offset);
         }
+        let now_us = self.clock.now_us();
+        let mut closed = Vec::with_capacity(open.len());
         for (address, policies) in open {
             let commit = self.log.read(Address(address))?;
             let (mut sections, mut hashes) = (Vec::new(), Vec::new());
             for (policy, offsets) in policies {
                 self.close_open_decision(&commit, policy, &offsets, &mut sections, &mut hashes)?;
             }
-            let now_us = self.clock.now_us();
-            let committed = self.log.append(&sections, now_us)?;
-            self.log.sync()?;
+            closed.push((self.log.append(&sections, now_us)?, hashes));
+        }
+        self.log.sync()?;
+        for (committed, hashes) in closed {
             self.ids.insert_batch(&hashes, committed.address.0, committed.sequence, now_us);
         }
         Ok(())
@@ -226,7 +221,7 @@ impl Inserter<'_> {
     }
 
     fn insert(&self, ids: &mut Ids, commit: &Commit) -> Result<()> {
-        if commit.sequence <= self.covered {
+        if commit.sequence <= self.covered || forgets_ids() {
             return Ok(());
         }
         let mut hashes = Vec::new();
@@ -254,6 +249,14 @@ impl Inserter<'_> {
     }
 }
 
+/// Only the simulation's negative control does.
+fn forgets_ids() -> bool {
+    #[cfg(test)]
+    return crate::simulate::controls::is_off(crate::simulate::controls::Safeguard::Ids);
+    #[cfg(not(test))]
+    false
+}
+
 fn decoders(plan: &Plan, limits: Limits) -> Vec<Decoder> {
     plan.topics.iter().map(|topic| Decoder::new(&topic.schema(), topic.id, limits)).collect()
 }
@@ -276,17 +279,15 @@ fn decision_counters(plan: &Plan) -> Vec<(String, String, u64)> {
 
 // Definitions.
 
-/// Schema ids of topics and policies, and whether the log did not have all of it yet.
-fn define_all(plan: &Plan, log: &mut Log) -> Result<(Vec<u32>, Vec<PolicyLog>, bool)> {
-    let schemas = log.catalog().schemas().len();
-    let mut changed = false;
+/// Schema ids of topics and policies. What the log did not have yet takes effect with a commit of its own.
+fn define_all(plan: &Plan, log: &mut Log, now_us: i64) -> Result<(Vec<u32>, Vec<PolicyLog>)> {
     for topic in &plan.topics {
         check_topic(topic, log.catalog())?;
     }
     let mut topics = Vec::new();
     for topic in &plan.topics {
         topics.push(log.define(&topic.name, &topic.schema())?);
-        changed |= note(log, &format!("topic/{}", topic.name), &roles(topic));
+        note(log, &format!("topic/{}", topic.name), &roles(topic));
     }
     let mut policies = Vec::new();
     for (index, policy) in plan.policies.iter().enumerate() {
@@ -299,19 +300,23 @@ fn define_all(plan: &Plan, log: &mut Log) -> Result<(Vec<u32>, Vec<PolicyLog>, b
             timeouts_topic,
             origin: 0,
         });
-        changed |= note(log, &format!("policy/{}/{}", policy.name, policy.version), &policy.definition);
+        note(log, &format!("policy/{}/{}", policy.name, policy.version), &policy.definition);
     }
-    changed |= note(log, STATE_NOTE, &fingerprint(plan));
-    changed |= log.catalog().schemas().len() > schemas;
-    Ok((topics, policies, changed))
+    note(log, STATE_NOTE, &fingerprint(plan));
+    if log.has_changes() {
+        log.append(&[], now_us)?;
+        log.sync()?;
+    }
+    for policy in &mut policies {
+        policy.origin = log.catalog().origin(&policy.decisions_topic);
+    }
+    Ok((topics, policies))
 }
 
-fn note(log: &mut Log, key: &str, text: &str) -> bool {
-    let new = log.catalog().notes().get(key).map(String::as_str) != Some(text);
-    if new {
+fn note(log: &mut Log, key: &str, text: &str) {
+    if log.catalog().notes().get(key).map(String::as_str) != Some(text) {
         log.note(key, Some(text));
     }
-    new
 }
 
 /// Which fields have a meaning of their own; exchanging them would misread every stored event.

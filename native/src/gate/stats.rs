@@ -59,6 +59,8 @@ pub struct Stats {
     pub state_keys: u64,
     pub retained_events: u64,
     pub state_full: u64,
+    /// Events whose callers were told that the disk is full, or the fallback for that.
+    pub disk_full: u64,
     /// For each topic that reads events which others keep or read too, how far it is behind them, in seconds; without a
     /// value where it has had no event yet.
     pub reader_lags: Vec<(String, Option<f64>)>,

@@ -11,9 +11,9 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
 
 use super::core::{Core, TEND_US};
+use super::fallbacks::Fallbacks;
 use super::stats::Stats;
-use super::{Answer, MODEL, Request, Told, error_body};
-use crate::answer;
+use super::{Answer, MODEL, Request, Told};
 use crate::decode::Decoder;
 use crate::error::{Error, Result};
 use crate::plan::Plan;
@@ -100,16 +100,18 @@ impl Gate {
 
     /// The answer at a deadline or an overload: the policy's fallback, or why the body is no event.
     pub fn fallback(&self, policy: usize, body: &[u8], cause: &str, took_ns: u64) -> (u16, Vec<u8>) {
-        let about = &self.shared.plan.policies[policy];
-        match self.shared.decoders[self.shared.plan.policy_topic(policy)].id_text(body) {
-            Err(refusal) => (422, error_body(refusal.code, &refusal.to_string(), refusal.field.as_deref())),
-            Ok(id) => {
-                let mut body = Vec::with_capacity(256);
-                answer::write_fallback(&mut body, &id, &about.fallback, &about.version, cause);
-                answer::finish(&mut body, took_ns);
-                (200, body)
-            }
-        }
+        self.fallbacks_of(policy, cause, took_ns).one(body)
+    }
+
+    /// The same for each line of a body.
+    pub fn fallbacks(&self, policy: usize, body: &[u8], cause: &str, took_ns: u64) -> Vec<u8> {
+        self.fallbacks_of(policy, cause, took_ns).lines(body)
+    }
+
+    fn fallbacks_of<'a>(&'a self, policy: usize, cause: &'a str, took_ns: u64) -> Fallbacks<'a> {
+        let plan = &self.shared.plan;
+        let decoder = &self.shared.decoders[plan.policy_topic(policy)];
+        Fallbacks::new(&plan.policies[policy], decoder, cause, took_ns)
     }
 
     pub fn stats(&self) -> Stats {
@@ -185,6 +187,9 @@ fn wait(core: &Core, shared: &Shared) -> (Vec<Request>, Told, bool) {
 impl Inbox {
     /// What was told of requests that still wait here is told when they are taken.
     fn next_told(&mut self) -> Told {
+        if self.told.is_empty() {
+            return Told::default();
+        }
         let waiting: HashSet<u64> = self.requests.iter().map(|request| request.handle).collect();
         let told = std::mem::take(&mut self.told);
         let (later, now) = told.handles.into_iter().partition(|handle| waiting.contains(handle));

@@ -1,16 +1,18 @@
 //! Deadlines that passed: what their callers were told is recorded, and whoever waits with them is told it too.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
 use arrow_array::{ArrayRef, Int64Array, RecordBatch, StringArray, UInt32Array};
 
 use super::Tell;
-use super::admit::{id_hash, id_value};
-use super::core::{Core, Cycle, Waiter, section};
+use super::admit::{id_hash, id_hashes, id_value};
+use super::bulk::{Bulk, Purpose};
+use super::core::{Core, Cycle, Waiter, fallback_body, section, take_rows};
+use super::source::Source;
 use super::weight::timeout_bytes;
-use super::words::Finished;
+use super::words::{Finished, Words};
+use crate::decode::content_equal;
 use crate::error::{Error, Result};
 
 impl Core {
@@ -18,22 +20,104 @@ impl Core {
     pub(super) fn recall_told(&mut self, cycle: &mut Cycle) {
         for (handle, tells) in &self.last {
             if !cycle.told.is_empty() && cycle.told.remove(handle) {
-                cycle.tells.extend(tells.iter().cloned());
+                self.untold.extend(tells.iter().map(|tell| ((tell.policy, tell.offset), tell.clone())));
             }
         }
     }
 
+    /// Know who was told the fallback before anybody in this cycle asks again.
+    pub(super) fn hear_told(&mut self, cycle: &mut Cycle) {
+        if cycle.told.is_empty() {
+            return;
+        }
+        self.find_told_lines(cycle);
+        for bulk in self.bulk.values_mut() {
+            bulk.told |= cycle.told.contains(&bulk.handle);
+        }
+        self.tell_pending(cycle);
+    }
+
+    /// Lines that still wait to be taken when their caller is told the fallback: whoever asks about one alone meanwhile
+    /// is told the same.
+    fn find_told_lines(&mut self, cycle: &Cycle) {
+        let told = |bulk: &Bulk| !bulk.told && cycle.told.contains(&bulk.handle);
+        for (&number, bulk) in self.bulk.iter().filter(|(_, bulk)| told(bulk)) {
+            let (Purpose::Decide(policy), Source::Text { body, lines, .. }) = (bulk.purpose, &bulk.source)
+            else {
+                continue;
+            };
+            let topic = self.plan.policy_topic(policy);
+            let waiting = lines[bulk.next..].iter().map(|line| &body[line.clone()]);
+            let decoded = self.decoders[topic].decode(waiting);
+            let about = &self.plan.topics[topic];
+            let hashes = id_hashes(about, decoded.batch.column(about.id));
+            for (hash, row) in hashes.into_iter().zip(decoded.rows) {
+                // The first of equal ids is the one that will be new.
+                self.told_lines.entry((policy, hash)).or_insert((number, bulk.next + row as usize));
+            }
+        }
+    }
+
+    /// Tell those the fallback whose event is such a line; the others remain.
+    pub(super) fn answer_told(
+        &mut self,
+        cycle: &mut Cycle,
+        policy: usize,
+        batch: RecordBatch,
+        waiters: Vec<Waiter>,
+    ) -> Result<(RecordBatch, Vec<Waiter>)> {
+        if self.told_lines.is_empty() {
+            return Ok((batch, waiters));
+        }
+        let about = &self.plan.topics[self.plan.policy_topic(policy)];
+        let hashes = id_hashes(about, batch.column(about.id));
+        let mut told = Vec::with_capacity(hashes.len());
+        for (row, hash) in hashes.into_iter().enumerate() {
+            told.push(self.is_told_line(cycle, policy, &batch, (row, hash))?);
+        }
+        let mut kept = Vec::with_capacity(waiters.len());
+        for (row, waiter) in waiters.into_iter().enumerate() {
+            if told[row] {
+                self.stats.repeats += 1;
+                let body = fallback_body(&self.plan, policy, &batch, row);
+                cycle.finish(waiter.repeated(), Words::Made(body), None);
+            } else {
+                kept.push(waiter);
+            }
+        }
+        Ok((take_rows(&batch, told.iter().map(|told| !told))?, kept))
+    }
+
+    /// Whether an event is such a line: the very same, and nothing was said of it before.
+    fn is_told_line(
+        &self,
+        cycle: &mut Cycle,
+        policy: usize,
+        batch: &RecordBatch,
+        (row, hash): (usize, u64),
+    ) -> Result<bool> {
+        let Some((number, line)) = self.told_lines.get(&(policy, hash)) else { return Ok(false) };
+        let Source::Text { body, lines, .. } = &self.bulk[number].source else { return Ok(false) };
+        let topic = self.plan.policy_topic(policy);
+        let line = self.decoders[topic].decode(std::iter::once(&body[lines[*line].clone()]));
+        Ok(content_equal(batch, row, &line.batch, 0)
+            && !self.is_in_log(cycle, topic, self.policies[policy].origin, batch, (row, hash))?)
+    }
+
+    /// What a caller was told at the deadline of a body that is still in work.
+    pub(super) fn told_in_bulk(&self, policy: usize, offset: i64) -> Option<&Tell> {
+        self.bulk.values().filter(|bulk| bulk.told).find_map(|bulk| bulk.tells.find(policy, offset))
+    }
+
     /// Record for every request whose caller was told the fallback what it was told, if its event was taken.
     pub(super) fn stage_tells(&mut self, cycle: &mut Cycle) -> Result<()> {
-        let told = std::mem::take(&mut cycle.told);
-        self.tell_bulk(cycle, &told);
-        self.tell_pending(cycle, &told);
+        self.tell_pending(cycle);
         for Finished { waiter, tell, .. } in &cycle.finished {
-            if let (Waiter::One { handle, repeat: false, .. }, Some(tell)) = (waiter, tell)
-                && told.contains(handle)
-            {
-                cycle.tells.push(tell.clone());
-            }
+            let told = match *waiter {
+                Waiter::One { handle, repeat, .. } => !repeat && cycle.told.contains(&handle),
+                Waiter::Line { bulk, .. } => self.bulk.get(&bulk).is_some_and(|bulk| bulk.told),
+            };
+            cycle.tells.extend(tell.iter().filter(|_| told).cloned());
         }
         let tells = std::mem::take(&mut cycle.tells);
         self.untold.extend(tells.into_iter().map(|tell| ((tell.policy, tell.offset), tell)));
@@ -41,7 +125,7 @@ impl Core {
         let (mut taken, mut bytes) = (Vec::new(), 0);
         while !self.holding
             && bytes < self.weights.commit_bytes
-            && let Some((_, tell)) = self.untold.pop_first()
+            && let Some(tell) = self.next_untold()
         {
             bytes += self.timeout_bytes(&tell);
             taken.push(tell);
@@ -49,17 +133,32 @@ impl Core {
         (0..self.plan.policies.len()).try_for_each(|policy| self.stage_timeouts(cycle, policy, &taken))
     }
 
-    pub(super) fn tell_pending(&mut self, cycle: &mut Cycle, told: &HashSet<u64>) {
+    /// The next of those whose telling is not in the log yet.
+    fn next_untold(&mut self) -> Option<Tell> {
+        let first = self.untold.pop_first().map(|(_, tell)| tell);
+        first.or_else(|| self.bulk.values_mut().filter(|bulk| bulk.told).find_map(|bulk| bulk.tells.pop()))
+    }
+
+    /// Whether there are any.
+    pub(super) fn has_untold(&self) -> bool {
+        !self.untold.is_empty() || self.bulk.values().any(|bulk| bulk.told && !bulk.tells.is_empty())
+    }
+
+    fn tell_pending(&mut self, cycle: &mut Cycle) {
+        if cycle.told.is_empty() && !self.bulk.values().any(|bulk| bulk.told) {
+            return;
+        }
+        let Cycle { told, tells, .. } = cycle;
         for pending in self.pending.values_mut().filter(|pending| !pending.dry_run) {
             for &(row, ref waiter) in &pending.waiters {
                 let waits = match waiter {
-                    Waiter::One { handle, .. } => told.contains(handle),
+                    Waiter::One { handle, repeat, .. } => !repeat && told.contains(handle),
                     Waiter::Line { bulk, .. } => self.bulk.get(bulk).is_some_and(|bulk| bulk.told),
                 };
                 if waits && !pending.told[row] {
                     pending.told[row] = true;
                     let (events, offset) = (pending.batch.events.clone(), pending.batch.offsets[row]);
-                    cycle.tells.push(Tell { policy: pending.policy, events, row, offset });
+                    tells.push(Tell { policy: pending.policy, events, row, offset });
                 }
             }
         }

@@ -37,6 +37,11 @@ const FULL_TABLES_MAX: usize = 4;
 /// The places of so many hashes are touched before the first is looked at: their cache misses then overlap.
 const GROUP: usize = 32;
 
+/// Read all of the index's files: how many there are, and what is damaged of them.
+pub fn verify(disk: &dyn Disk) -> Result<(u64, Vec<Error>)> {
+    open::verify(disk)
+}
+
 /// The hash under which a topic's event id is kept; an id that is text is given as its UTF-8.
 pub fn hash(topic: u16, id: &[u8]) -> u64 {
     xxh3_64_with_seed(id, topic.into())

@@ -3,6 +3,7 @@
 //! A crash can leave unfinished files, and beside a merge's result its sources. Damage ends what is usable: the files
 //! behind it go too, because ids are inserted again in the log's order only.
 
+use std::io;
 use std::sync::Arc;
 
 use super::generation::{FOLDER, Generation, path_of};
@@ -31,6 +32,33 @@ pub(super) fn open_generations(disk: &dyn Disk) -> Result<(Vec<Arc<Generation>>,
     }
     remove_all(disk, &found.unused)?;
     Ok((found.generations, found.damage))
+}
+
+/// Read all of the files that a start would use, and change nothing: how many there are, and what is damaged of them.
+pub(super) fn verify(disk: &dyn Disk) -> Result<(u64, Vec<Error>)> {
+    let listed =
+        disk.list(FOLDER).map_err(|error| Error::io(format!("could not list the folder {FOLDER}"), error))?;
+    let (mut count, mut damage) = (0, Vec::new());
+    for file in listed.iter().filter_map(Candidate::of).filter(|file| file.finished) {
+        match read_all(disk, &file) {
+            Ok(()) => count += 1,
+            // A service that runs has merged it meanwhile.
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+            Err(error @ Error::Damaged { .. }) => {
+                count += 1;
+                damage.push(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((count, damage))
+}
+
+fn read_all(disk: &dyn Disk, file: &Candidate) -> Result<()> {
+    let generation = Arc::new(file.open(disk, file.first)?);
+    let mut cursor = generation.cursor()?;
+    while cursor.advance()? {}
+    Ok(())
 }
 
 /// Remove a file for good.

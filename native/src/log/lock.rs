@@ -25,11 +25,21 @@ pub fn lock(root: &Path) -> Result<Lock> {
     let mut file = options.map_err(failed)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
-        Err(Errno::WOULDBLOCK) => return Err(Error::Locked { pid: read_pid(&mut file) }),
+        Err(Errno::WOULDBLOCK) => {
+            let pid = read_pid(&mut file);
+            return Err(Error::Locked { pid, stopped: pid.is_some_and(stopped) });
+        }
         Err(error) => return Err(failed(error.into())),
     }
     file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(failed)?;
     Ok(Lock { _file: file })
+}
+
+/// Whether a signal has stopped this process: it holds the lock and does nothing, until it is told to go on.
+fn stopped(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The state follows the name, which is in brackets and may hold some itself (proc_pid_stat(5)).
+    stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with(['T', 't']))
 }
 
 fn read_pid(file: &mut File) -> Option<u32> {

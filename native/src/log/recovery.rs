@@ -18,7 +18,7 @@ use super::walk::{Step, Walk};
 use crate::disk::{Disk, File, Mode};
 use crate::error::{Error, Result};
 
-const ZEROS_BYTES: u64 = 1 << 20;
+const PIECE_BYTES: u64 = 1 << 20;
 
 pub(super) struct Recovered {
     /// The first sequence and the length of each segment, oldest first.
@@ -44,6 +44,7 @@ pub(super) fn recover(disk: &dyn Disk, slot: Option<Slot>) -> Result<Option<Reco
     let mut walk = Walk::over(file.clone(), last)?;
     let mut tail = walk_to_tail(&mut walk, slot)?;
     let end_of_content = refuse_damage(&mut walk, &mut tail)?;
+    write_again(&walk, file.as_ref(), slot)?;
     cut(&walk, file.as_ref(), end_of_content)?;
     let cut_bytes = end_of_content - walk.offset;
     let Tail { catalog, last_offset, .. } = tail;
@@ -126,13 +127,31 @@ fn refuse_damage(walk: &mut Walk, tail: &mut Tail) -> Result<u64> {
     Ok(end_of_content)
 }
 
+/// Write what is beyond the last commit that a sync was seen to succeed for, as it is. After a sync that failed the system
+/// shows pages that are not on disk, takes them for clean, and another sync does nothing for them.
+fn write_again(walk: &Walk, file: &dyn File, slot: Option<Slot>) -> Result<()> {
+    let slot = slot.filter(|slot| slot.address.segment() == u64::from(walk.segment.number));
+    let mut offset = slot.map_or(0, |slot| slot.address.offset().min(walk.offset));
+    let mut write = || {
+        let mut piece = vec![0; PIECE_BYTES.min(walk.offset - offset) as usize];
+        while offset < walk.offset {
+            let count = PIECE_BYTES.min(walk.offset - offset) as usize;
+            let read = file.read(offset, &mut piece[..count])?;
+            file.write(offset, &piece[..read])?;
+            offset += count as u64;
+        }
+        Ok(())
+    };
+    write().map_err(|error| Error::io(format!("could not write {} again", walk.name), error))
+}
+
 /// Make everything after the last commit zeros, and the file as long as it was.
 fn cut(walk: &Walk, file: &dyn File, end_of_content: u64) -> Result<()> {
-    let zeros = vec![0; ZEROS_BYTES.min(end_of_content - walk.offset) as usize];
+    let zeros = vec![0; PIECE_BYTES.min(end_of_content - walk.offset) as usize];
     let mut offset = walk.offset;
     let mut cut = || {
         while offset < end_of_content {
-            let count = ZEROS_BYTES.min(end_of_content - offset);
+            let count = PIECE_BYTES.min(end_of_content - offset);
             file.write(offset, &zeros[..count as usize])?;
             offset += count;
         }

@@ -23,6 +23,15 @@ struct Piece {
     topic: usize,
     schema: u32,
     batch: RecordBatch,
+    marks: Option<Vec<u8>>,
+}
+
+/// Rows of one topic and one schema, with their marks where any row has one.
+pub struct Run {
+    /// Its index in the topics that are read.
+    pub topic: usize,
+    pub batch: RecordBatch,
+    pub marks: Option<Vec<u8>>,
 }
 
 impl Runs {
@@ -31,22 +40,25 @@ impl Runs {
         Ok(Runs { reader: Reader::open(disk, None)?, topics, rows, waiting: VecDeque::new() })
     }
 
-    /// The next run, of rows of one topic and one schema: the topic's index and the rows. `None` at the log's end, for now.
+    /// The next run; `None` at the log's end, for now.
     #[allow(clippy::should_implement_trait)]
-    pub fn next(&mut self) -> Result<Option<(usize, RecordBatch)>> {
+    pub fn next(&mut self) -> Result<Option<Run>> {
         let Some(first) = self.take(|_| true)? else { return Ok(None) };
         let (topic, schema) = (first.topic, first.schema);
         let mut rows = first.batch.num_rows();
+        let mut marks = first.marks;
         let mut batches = vec![first.batch];
         while rows < self.rows
             && let Some(piece) = self.take(|piece| piece.topic == topic && piece.schema == schema)?
         {
+            marks = join_marks(marks, rows, piece.marks, piece.batch.num_rows());
             rows += piece.batch.num_rows();
             batches.push(piece.batch);
         }
-        let run = concat_batches(&batches[0].schema(), &batches);
-        let run = run.map_err(|error| Error::invalid(format!("could not join a run of rows: {error}")))?;
-        Ok(Some((topic, run)))
+        let batch = concat_batches(&batches[0].schema(), &batches);
+        let batch =
+            batch.map_err(|error| Error::invalid(format!("could not join a run of rows: {error}")))?;
+        Ok(Some(Run { topic, batch, marks }))
     }
 
     /// The next piece, if it is wanted; else it waits.
@@ -55,11 +67,23 @@ impl Runs {
             let Some(commit) = self.reader.next()? else { return Ok(None) };
             for section in &commit.sections {
                 if let Some(topic) = self.topics.iter().position(|topic| **topic == *section.topic) {
-                    self.waiting.push_back(Piece { topic, schema: section.schema, batch: section.batch()? });
+                    let marks = section.marks.as_deref().map(<[u8]>::to_vec);
+                    let (schema, batch) = (section.schema, section.batch()?);
+                    self.waiting.push_back(Piece { topic, schema, batch, marks });
                 }
             }
         }
         let taken = self.waiting.front().is_some_and(wanted);
         Ok(if taken { self.waiting.pop_front() } else { None })
     }
+}
+
+/// Marks of rows and of those behind them; rows without any have zeros.
+fn join_marks(left: Option<Vec<u8>>, rows: usize, right: Option<Vec<u8>>, more: usize) -> Option<Vec<u8>> {
+    if left.is_none() && right.is_none() {
+        return None;
+    }
+    let mut marks = left.unwrap_or_else(|| vec![0; rows]);
+    marks.extend(right.unwrap_or_else(|| vec![0; more]));
+    Some(marks)
 }

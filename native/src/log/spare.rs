@@ -90,7 +90,6 @@ fn allocate(disk: &dyn Disk, bytes: u64) -> Result<Arc<dyn File>> {
     let file = disk.open(PATH, Mode::Write).map_err(|error| Error::io(what(), error))?;
     match file.allocate(bytes) {
         Ok(()) => Ok(file),
-        // What is filled is kept, and goes on to be filled when there is space again.
         Err(error) if is_full(&error) => {
             Err(Error::Full { what: format!("the log needs {bytes} bytes for {PATH}") })
         }

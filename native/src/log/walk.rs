@@ -129,7 +129,7 @@ impl Walk {
         if bytes.len() < header.frame_bytes() {
             return Ok(Step::Bad("the file ends within this commit"));
         }
-        match frame::checksum(&bytes, self.segment.salt) == header.checksum {
+        match frame::checksum(&bytes, self.segment.salt) == header.checksum || unchecked() {
             true => Ok(Step::Frame(Frame { header, offset, bytes })),
             false => Ok(Step::Bad("the commit's checksum does not match")),
         }
@@ -233,6 +233,9 @@ impl Link {
     /// Why a frame cannot be the next one.
     fn breaks(&self, next: &Header) -> Option<&'static str> {
         let epoch = self.epoch + u32::from(next.flags & frame::EPOCH != 0);
+        if unchecked() {
+            return None;
+        }
         if next.sequence != self.sequence + 1 {
             Some("the commit here is not the next one")
         } else if next.previous != self.checksum {
@@ -243,4 +246,12 @@ impl Link {
             None
         }
     }
+}
+
+/// Only the simulation's negative control takes what it finds for what was written.
+fn unchecked() -> bool {
+    #[cfg(test)]
+    return crate::simulate::controls::is_off(crate::simulate::controls::Safeguard::Checksums);
+    #[cfg(not(test))]
+    false
 }

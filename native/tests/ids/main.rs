@@ -265,6 +265,8 @@ fn a_flip_of_any_byte_is_detected_or_harmless() {
         flipped[position] ^= 1 << (position % 8);
         let disk = disk.after_crash(Left::Everything);
         disk.set_content(&paths[1], flipped);
+        let (files, damage) = penstock_native::ids::verify(&disk).unwrap();
+        assert_eq!((files, damage.len()), (3, 1), "the flip at {position} was not named");
         assert!(damage_is_overcome(&log, &disk, 1), "the flip at {position} was not detected");
     }
 }

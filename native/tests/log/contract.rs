@@ -393,7 +393,7 @@ fn test_a_second_writer_is_told_who_the_first_is() {
     let folder = Folder::new();
     let first = lock(&folder.path().join("data")).unwrap();
     match lock(&folder.path().join("data")) {
-        Err(Error::Locked { pid }) => assert_eq!(pid, Some(std::process::id())),
+        Err(Error::Locked { pid, stopped }) => assert_eq!((pid, stopped), (Some(std::process::id()), false)),
         other => panic!("{other:?}"),
     }
     drop(first);

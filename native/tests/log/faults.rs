@@ -357,6 +357,25 @@ fn test_after_a_failed_write_or_sync_every_call_is_an_error() {
 }
 
 #[test]
+fn test_what_a_failed_sync_left_in_memory_is_on_disk_before_it_counts() {
+    let disk = MemoryDisk::new();
+    let (mut log, _) = open(&shared(&disk), &tiny());
+    append(&mut log, "events", &[1]);
+    log.sync().unwrap();
+    append(&mut log, "events", &[2]);
+    disk.fail(Call::Sync, 1, ErrorKind::Other);
+    assert!(log.sync().is_err());
+    drop(log);
+    // The process ends and the system goes on: its memory shows the second event, and takes it for written.
+    let (log, recovery) = open(&shared(&disk), &tiny());
+    assert_eq!((log.next_offset("events"), recovery.cut_bytes), (2, 0));
+    drop(log);
+    let disk = disk.crash(0, Crash::DropAll);
+    open(&shared(&disk), &tiny());
+    assert_eq!(read_ids(&shared(&disk), None), [1, 2]);
+}
+
+#[test]
 fn test_a_failed_sync_elsewhere_stops_the_log() {
     let disk = MemoryDisk::new();
     let (mut log, _) = open(&shared(&disk), &tiny());

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 Score = Callable[["pl.DataFrame"], "pl.Series"]
 OnOverload = Literal["refuse", "fallback"]
+OnFull = Literal["refuse", "fallback"]
 
 
 @dataclass(frozen=True)
@@ -36,3 +37,4 @@ class Policy:
     within_us: int
     fallback: str
     on_overload: OnOverload
+    on_full: OnFull

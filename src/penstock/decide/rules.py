@@ -71,10 +71,10 @@ def parse_rules(text: str, columns: Mapping[str, Type], *, name: str = "rules") 
     except tomllib.TOMLDecodeError as error:
         raise DefinitionError(f"{name} is not TOML: {error}") from None
     _check_keys(table, {"default", "outcomes", "rule"}, name)
-    outcomes = _read_outcomes(table, name)
+    outcomes = _read_outcomes(table, _key_place(text, "outcomes", name))
     default = table.get("default")
     if default not in outcomes:
-        raise DefinitionError(f"{name}: default must be one of {_quoted(outcomes)}")
+        raise DefinitionError(f"{_key_place(text, 'default', name)}: default must be one of {_quoted(outcomes)}")
     lines = _rule_lines(text)
     entries = table.get("rule", [])
     if not isinstance(entries, list) or len(entries) > RULES_MAX:
@@ -92,7 +92,7 @@ def parse_rules(text: str, columns: Mapping[str, Type], *, name: str = "rules") 
     return Rules(text, outcomes, default, tuple(ordered))
 
 
-def _read_outcomes(table: dict[str, Any], name: str) -> tuple[str, ...]:
+def _read_outcomes(table: dict[str, Any], place: str) -> tuple[str, ...]:
     outcomes = table.get("outcomes")
     if (
         not isinstance(outcomes, list)
@@ -101,7 +101,7 @@ def _read_outcomes(table: dict[str, Any], name: str) -> tuple[str, ...]:
         or len(set(outcomes)) != len(outcomes)
     ):
         raise DefinitionError(
-            f"{name}: outcomes must be a list of different names, strongest first",
+            f"{place}: outcomes must be a list of different names, strongest first",
             hint='write for example outcomes = ["decline", "review", "approve"]',
         )
     return tuple(outcomes)
@@ -152,6 +152,16 @@ def _rule_lines(text: str) -> list[int]:
     """The lines on which rules begin; TOML's reader does not tell them."""
     lines = enumerate(text.splitlines(), start=1)
     return [number for number, line in lines if re.match(r"""\s*\[\[\s*(["']?)rule\1\s*\]\]""", line)]
+
+
+def _key_place(text: str, key: str, name: str) -> str:
+    """The file and, where this key of it begins a line before the rules, its line."""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if re.match(r"\s*\[", line):
+            break
+        if re.match(rf"""\s*(["']?){key}\1\s*=""", line):
+            return f"{name}, line {number}"
+    return name
 
 
 def _quoted(names: tuple[str, ...]) -> str:

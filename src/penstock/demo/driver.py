@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from types import FrameType
@@ -24,6 +25,7 @@ import numpy as np
 
 from penstock.demo.generator import History, payments_json, reports_json
 from penstock.demo.load import open_loop, request
+from penstock.runtime.calls import read_token
 
 REPORT_SECONDS = 0.25
 CONNECTIONS = 64
@@ -69,6 +71,9 @@ class Driver:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+        # It may still wait for the word to go, which now never comes.
+        with suppress(BrokenPipeError):
+            self._input.close()
         self._process.wait()
 
     def start(self) -> None:
@@ -173,8 +178,9 @@ def main() -> None:
 def prepare(schedule: Schedule) -> tuple[list[bytes], np.ndarray[tuple[int], np.dtype[np.float64]]]:
     """The requests, payments first, and when each is due, in seconds from the start."""
     payments, reports = schedule.history.payments, schedule.history.reports
-    requests = [request("/v1/policies/authorise/decide", body) for body in payments_json(payments)]
-    requests += [request("/v1/topics/fraud_reports/events", body) for body in reports_json(reports)]
+    token = read_token()
+    requests = [request("/v1/policies/authorise/decide", body, token=token) for body in payments_json(payments)]
+    requests += [request("/v1/topics/fraud_reports/events", body, token=token) for body in reports_json(reports)]
     times = np.concatenate([payments.paid_at, reports.reported_at])
     first, last = times.min(), times.max()
     return requests, (times - first) * (schedule.seconds / max(1, last - first))

@@ -45,10 +45,11 @@ class Load:
         return float(np.percentile(self.latencies, percent)) * 1_000
 
 
-def request(path: str, body: bytes, *, content_type: str = "application/json") -> bytes:
+def request(path: str, body: bytes, *, content_type: str = "application/json", token: str = "") -> bytes:
     """A whole POST request as bytes."""
+    authorization = f"Authorization: Bearer {token}\r\n" if token else ""
     head = (
-        f"POST {path} HTTP/1.1\r\nHost: localhost\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{authorization}"
         f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body

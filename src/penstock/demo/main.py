@@ -21,6 +21,7 @@ from penstock.demo.live import Summary, closing
 from penstock.demo.service import Service
 from penstock.demo.tally import Tally
 from penstock.errors import SettingsError
+from penstock.settings import read_settings
 
 # The example, linked here, so that an installed package has it too.
 APP = Path(__file__).with_name("payments.py")
@@ -56,6 +57,7 @@ def run_demo(
     _check(
         seconds=seconds, rate=rate, customers=customers, terminals=terminals, warm_days=warm_days
     )
+    _check_doors()
     count = _count(seconds, rate)
     console = console or Console()
     with ExitStack() as stack:
@@ -155,6 +157,14 @@ def _check(**settings: float) -> None:
     for name, value in settings.items():
         if not 0 < value < math.inf:
             raise SettingsError(f"{name} is {value}, and must be a number above 0")
+
+
+def _check_doors() -> None:
+    """The service that it starts has the settings of the environment and of the folder, as any other has."""
+    if read_settings({})["tls_certificate"] is not None:
+        raise SettingsError(
+            "the demonstration speaks HTTP without TLS, and tls_certificate is set", hint="run it in another folder"
+        )
 
 
 def _count(seconds: float, rate: float) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from penstock.errors import PenstockError
+from penstock.runtime.calls import read_token
 
 READY_SECONDS = 60.0
 STOP_SECONDS = 40.0
@@ -84,7 +85,9 @@ class Service:
         """The body of the answer. Raises `PenstockError` unless it is 200."""
         connection = http.client.HTTPConnection(*self.address, timeout=60)
         try:
-            connection.request("POST", path, body, {"Content-Type": content_type})
+            token = read_token(self._environment)
+            authorization = {"Authorization": f"Bearer {token}"} if token else {}
+            connection.request("POST", path, body, {"Content-Type": content_type, **authorization})
             answer = connection.getresponse()
             text = answer.read()
         except OSError as error:

@@ -7,9 +7,7 @@ one. It marks what it takes in the same commit, so that trying again after a cra
 from __future__ import annotations
 
 import json
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,6 +16,7 @@ from typing import Any
 
 from penstock import _native
 from penstock.errors import InputError
+from penstock.runtime.calls import post
 from penstock.runtime.logs import read_catalog
 
 LETTERS = ".deadletters"
@@ -142,7 +141,9 @@ def retry_letters(topic: str, events: Mapping[int, bytes], *, url: str) -> Retri
     taken, rejected = 0, {}
     for offsets in _parts(events):
         lines = [json.dumps(offsets).encode(), *(_line(events[offset]) for offset in offsets)]
-        answer = _ask(topic, b"\n".join(lines), url=url)
+        path = f"/v1/topics/{urllib.parse.quote(topic)}/deadletters"
+        body = b"\n".join(lines)
+        answer = post(url, path, body, media_type="application/x-ndjson", timeout_s=ANSWER_S)
         refused = {offsets[each["index"]]: each["error"]["message"] for each in answer["rejected"]}
         taken += len(offsets) - len(refused)
         rejected.update(refused)
@@ -183,18 +184,3 @@ def _parts(events: Mapping[int, bytes]) -> Iterator[list[int]]:
         size += len(event)
     if part:
         yield part
-
-
-def _ask(topic: str, body: bytes, *, url: str) -> dict[str, Any]:
-    path = f"{url}/v1/topics/{urllib.parse.quote(topic)}/deadletters"
-    request = urllib.request.Request(path, body, {"Content-Type": "application/x-ndjson"})
-    try:
-        with urllib.request.urlopen(request, timeout=ANSWER_S) as response:
-            answer: dict[str, Any] = json.load(response)
-            return answer
-    except urllib.error.HTTPError as error:
-        raise InputError(f"the service refused the dead letters: {json.load(error)['error']['message']}") from None
-    except OSError:
-        raise InputError(
-            f"no service answers at {url}", hint="dead letters go through a running service: give its --host and --port"
-        ) from None

@@ -70,6 +70,17 @@ class Gate(Protocol):
         """The same with cause `overload`; it is not recorded."""
         ...
 
+    def fallbacks(self, target: int, body: bytes, took_ns: int, /) -> bytes:
+        """The deadline's answer for NDJSON: a line for each line, the fallback or why it is no event.
+
+        Any thread may call it; it holds no GIL.
+        """
+        ...
+
+    def overloads(self, target: int, body: bytes, took_ns: int, /) -> bytes:
+        """The same with cause `overload`."""
+        ...
+
     def stats(self) -> bytes:
         """The core's numbers as one JSON object, from a copy that no work holds locked.
 

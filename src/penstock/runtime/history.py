@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from penstock import _native
 from penstock.errors import InputError, PenstockError
@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 BATCH_ROWS = 65_536
 TEXT_BYTES = 8 << 20
 REFUSED_SHOWN = 5
+
+
+class Run(NamedTuple):
+    """Rows of one topic, in order; of a log with their marks, a byte for each row, where any row has one."""
+
+    topic: int
+    batch: pa.RecordBatch
+    marks: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ class FileRows:
 
 
 class FileHistory:
-    """The events of files. Iterating gives (topic, record batch) in order.
+    """The events of files. Iterating gives runs in order.
 
     Raises `InputError` for a file that cannot be read, and for rows that do not fit unless `skip_invalid`.
     """
@@ -90,11 +98,11 @@ class FileHistory:
         counts: list[int] = [_open(file.path, pq.ParquetFile).metadata.num_rows for file in self.files]
         return sum(counts)
 
-    def __iter__(self) -> Iterator[tuple[int, pa.RecordBatch]]:
+    def __iter__(self) -> Iterator[Run]:
         if self.as_arrived or (len(self.files) == 1 and self.sorted_by_itself(self.files[0])):
             for file, rows in zip(self.files, self.read_rows, strict=True):
                 for batch in self.read(file, rows):
-                    yield file.topic, batch
+                    yield Run(file.topic, batch)
             return
         yield from self.merge()
 
@@ -134,7 +142,7 @@ class FileHistory:
             newest = times[-1]
         return True
 
-    def merge(self) -> Iterator[tuple[int, pa.RecordBatch]]:
+    def merge(self) -> Iterator[Run]:
         """All files in one order; a run of rows of one topic is one batch."""
         import numpy as np
         import pyarrow as pa
@@ -233,12 +241,12 @@ class LogHistory:
         self.refusals = Refusals()
         self.total: int | None = None
 
-    def __iter__(self) -> Iterator[tuple[int, pa.RecordBatch]]:
+    def __iter__(self) -> Iterator[Run]:
         import pyarrow as pa
 
         while (run := self.runs.next()) is not None:
-            topic, batch = run
-            yield topic, pa.record_batch(batch)
+            topic, batch, marks = run
+            yield Run(topic, pa.record_batch(batch), marks)
 
 
 def _place(path: Path, row: int) -> str:
@@ -264,7 +272,7 @@ def _sorted_places(
     return places
 
 
-def _runs(tables: dict[int, pa.Table], topics: Any) -> Iterator[tuple[int, pa.RecordBatch]]:
+def _runs(tables: dict[int, pa.Table], topics: Any) -> Iterator[Run]:
     import numpy as np
 
     edges = np.flatnonzero(np.diff(topics)) + 1
@@ -276,7 +284,7 @@ def _runs(tables: dict[int, pa.Table], topics: Any) -> Iterator[tuple[int, pa.Re
         run = tables[topic].slice(taken[topic], int(end - start))
         taken[topic] += int(end - start)
         for batch in run.combine_chunks().to_batches(max_chunksize=BATCH_ROWS):
-            yield topic, batch
+            yield Run(topic, batch)
 
 
 def _read_parquet(path: Path, topic: dict[str, Any]) -> Iterator[pa.RecordBatch]:

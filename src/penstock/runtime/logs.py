@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from penstock import _native
 from penstock.errors import InputError, LockedError
+from penstock.runtime.calls import post
+from penstock.runtime.snapshot_files import verify_snapshots
 from penstock.schema import Type
 
 if TYPE_CHECKING:
@@ -22,12 +22,11 @@ FOLLOW_S = 0.2
 NEWEST = 10
 # What the keys of positions among the catalog's notes begin with.
 POSITION = "consumer/"
-COMMIT_S = 10
 
 
 def read_catalog(data: Path) -> dict[str, Any]:
     """Topics with their next offset and fields, and the notes, as of the log's end."""
-    _check_data(data)
+    check_data(data)
     catalog: dict[str, Any] = json.loads(_native.catalog(str(data)))
     return catalog
 
@@ -78,24 +77,11 @@ def _commit_position(data: Path, consumer: str, topic: str, offset: int | None, 
     try:
         lock = _native.Lock(str(data))
     except LockedError:
-        _ask_service(data, {"consumer": consumer, "topic": topic, "offset": offset}, url=url)
+        position = {"consumer": consumer, "topic": topic, "offset": offset}
+        post(url, "/v1/positions", json.dumps(position).encode())
     else:
         _native.commit_position(str(data), consumer, topic, offset, time.time_ns() // 1_000)
         del lock
-
-
-def _ask_service(data: Path, position: dict[str, Any], *, url: str) -> None:
-    request = urllib.request.Request(
-        f"{url}/v1/positions", json.dumps(position).encode(), {"Content-Type": "application/json"}
-    )
-    try:
-        urllib.request.urlopen(request, timeout=COMMIT_S).close()
-    except urllib.error.HTTPError as error:
-        raise InputError(f"the service refused the position: {json.load(error)['error']['message']}") from None
-    except OSError:
-        raise InputError(
-            f"the service of {data} does not answer at {url}", hint="give its --host and --port"
-        ) from None
 
 
 def tail_rows(
@@ -112,11 +98,13 @@ def tail_rows(
 
     `lines` says how many of the newest (default 10), or after how many rows to end where an offset or a consumer says
     from where. With `follow` it never ends before that. A consumer's position is committed when what there is has been
-    taken. Raises `LogError` where retention has removed the offset.
+    taken. Raises `LogError` where retention has removed the offset, `InputError` where the topic has not come to it.
     """
     import pyarrow as pa
 
     end: int = _topic(data, topic)["next_offset"]
+    if offset is not None and offset > end:
+        raise InputError(f'topic "{topic}" has no offset {offset:,} yet: its next one is {end:,}')
     if offset is None and consumer is not None:
         offset = consumer.position
     left = lines
@@ -202,9 +190,17 @@ class OtherType(Exception):
 
 
 def verify_log(data: Path) -> dict[str, Any]:
-    """Every frame of every file checked."""
-    _check_data(data)
+    """Every frame of every segment checked, every block of the ids and every store of the snapshots.
+
+    `damages` are the log's; ids and snapshots have their own, since a start makes them again from the log.
+    """
+    check_data(data)
     report: dict[str, Any] = json.loads(_native.verify(str(data)))
+    count, damages = _native.verify_ids(str(data)) if (data / "ids").is_dir() else (0, [])
+    listed = [{"file": file, "offset": offset, "what": what} for file, offset, what in damages]
+    report["ids"] = {"files": count, "damages": listed}
+    report["snapshots"] = verify_snapshots(data)
+    report["sound"] = not (report["damages"] or listed or report["snapshots"]["damages"])
     return report
 
 
@@ -245,7 +241,7 @@ def _topic(data: Path, topic: str) -> dict[str, Any]:
     raise InputError(f'the log in {data} has no topic "{topic}"', hint=f"there are: {names}")
 
 
-def _check_data(data: Path) -> None:
+def check_data(data: Path) -> None:
     if not (data / "log").is_dir():
         raise InputError(
             f"{data} is not a data directory: it has no log", hint="give the directory of the service with --data"

@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,9 +76,10 @@ def load_function(app: Path, model: str) -> Score:
 
 
 def serve_batches(gate: socket.socket, function: Score) -> None:
-    """Score frame after frame until the gate closes its end."""
+    """Score frame after frame until the gate closes its end; a frame back for each call of the function."""
     while (rest := read_frame(gate)) is not None:
-        gate.sendall(encode(score_parts(list(decode(rest)), function)))
+        for answered in score_parts(list(decode(rest)), function):
+            gate.sendall(encode(answered))
 
 
 def read_frame(gate: socket.socket) -> bytes | None:
@@ -98,18 +99,26 @@ def read_exactly(gate: socket.socket, size: int) -> bytes | None:
     return bytes(buffer)
 
 
-def score_parts(parts: list[Part], function: Score) -> list[Part]:
-    """Score all batches in one call; if that fails each alone: a bad row costs only its own."""
+def score_parts(parts: list[Part], function: Score) -> Iterator[list[Part]]:
+    """Score all batches in one call; if that fails in halves, down to each alone: a bad row costs only its own.
+
+    After each call what it answered, in order; nothing where it failed and its halves follow.
+    """
     import polars as pl
 
     try:
         frames = [pl.read_ipc_stream(rows) for _, _, rows in parts]
         scores = score(pl.concat(frames), function)
     except Exception as error:
-        if len(parts) > 1:
-            return [part for one in parts for part in score_parts([one], function)]
-        return [(parts[0][0], FAILED, describe(error).encode())]
-    return [(number, SCORES, piece) for (number, _, _), piece in zip(parts, cut(scores, frames), strict=True)]
+        if len(parts) == 1:
+            yield [(parts[0][0], FAILED, describe(error).encode())]
+            return
+        yield []
+        middle = len(parts) // 2
+        yield from score_parts(parts[:middle], function)
+        yield from score_parts(parts[middle:], function)
+        return
+    yield [(number, SCORES, piece) for (number, _, _), piece in zip(parts, cut(scores, frames), strict=True)]
 
 
 def cut(scores: bytes, frames: list[pl.DataFrame]) -> list[bytes]:

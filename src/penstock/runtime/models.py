@@ -76,7 +76,7 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class ModelLimits:
-    """`batch_s` is a batch's time in the process; None means 20 deadlines, at least a second."""
+    """`batch_s` is the time of one call of the model; None means 20 deadlines, at least a second."""
 
     start_s: float = 60.0
     batch_s: float | None = None
@@ -144,7 +144,8 @@ class Worker:
         self._program = program
         self._waiting: deque[Part] = deque()
         self._at_work: list[int] = []  # the numbers of the batches in the process
-        self._sent_s = 0.0
+        self._called_s = 0.0  # when the call began that is under way
+        self._call_limit_s = 0.0
         self._back_off_s = BACK_OFF_FIRST_S
         self._complained_s = -COMPLAINTS_S
         self._process: subprocess.Popen[bytes] | None = None
@@ -186,18 +187,26 @@ class Worker:
     # The pipe calls these.
 
     def receive(self, parts: list[Part]) -> None:
-        """Take what the process says: that it is loaded, or the scores of what it has at work."""
+        """Take what the process says: that it is loaded, or what a call gave of what it has at work.
+
+        A call that failed gives nothing where the same batches follow in smaller ones.
+        """
         if not self._at_work:
             self._loaded(parts)
-        elif [number for number, _, _ in parts] != self._at_work:
+        elif [number for number, _, _ in parts] != self._at_work[: len(parts)]:
             self.lose("it answered something else than it was asked")
         else:
-            self._stop_timer()
-            self.busy_s += monotonic() - self._sent_s
-            self._at_work = []
+            now_s = monotonic()
+            self.busy_s += now_s - self._called_s
+            del self._at_work[: len(parts)]
+            if self._at_work:
+                self._time_call(now_s)
+            else:
+                self._stop_timer()
             for number, state, load in parts:
                 self._take(number, state, load)
-            self._feed()
+            if not self._at_work:
+                self._feed()
 
     def lose(self, reason: str) -> None:
         """The process is of no use any more: fail what it has, start another after a while."""
@@ -271,9 +280,14 @@ class Worker:
     def _send(self, parts: list[Part], limit_s: float) -> None:
         assert self._pipe is not None, "only a process that has said it is loaded gets batches"
         self._at_work = [number for number, _, _ in parts]
-        self._sent_s = monotonic()
-        self._set_timer(limit_s, f"a batch took longer than {limit_s:g} s")
+        self._call_limit_s = limit_s
+        self._time_call(monotonic())
         self._pipe.write(encode(parts))
+
+    def _time_call(self, now_s: float) -> None:
+        self._called_s = now_s
+        limit_s = self._call_limit_s
+        self._set_timer(limit_s, f"a batch took longer than {limit_s:g} s")
 
     def _end_process(self) -> None:
         self.ready = False

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from penstock.clock import duration_us
-from penstock.decide.policy import Model, OnOverload, Policy, Score
+from penstock.decide.policy import Model, OnFull, OnOverload, Policy, Score
 from penstock.errors import DefinitionError
 from penstock.event import Event
 from penstock.process.streams import FeatureSet, Topic
@@ -78,12 +78,14 @@ class Pipeline:
         within: str = "50ms",
         fallback: str,
         on_overload: OnOverload = "refuse",
+        on_full: OnFull = "refuse",
     ) -> Policy:
         """Decide about each event of a topic by rules over its fields, its features and a model's `score`.
 
         `rules` is a path, relative to the file that calls this. A caller that has waited for `within` is told
         `fallback`, one of the rules' outcomes. `on_overload` says what a caller is told whom the queue has no room
-        for: 429 (`"refuse"`) or the fallback (`"fallback"`).
+        for: 429 (`"refuse"`) or the fallback (`"fallback"`); `on_full` what one is told while the disk is full: 503 or
+        the fallback.
         """
         _check_name("a policy", name)
         if name in self.policies:
@@ -99,11 +101,13 @@ class Pipeline:
             )
         if on_overload not in ("refuse", "fallback"):
             raise DefinitionError(f'policy "{name}": on_overload is "refuse" or "fallback"')
+        if on_full not in ("refuse", "fallback"):
+            raise DefinitionError(f'policy "{name}": on_full is "refuse" or "fallback"')
         within_us = duration_us(within, subject=f'policy "{name}", within')
         if within_us < 1_000:
             raise DefinitionError(f'policy "{name}": within is at least 1ms')
         path = Path(sys._getframe(1).f_code.co_filename).parent / rules
-        policy = Policy(name, features, path, score, within_us, fallback, on_overload)
+        policy = Policy(name, features, path, score, within_us, fallback, on_overload, on_full)
         self.policies[name] = policy
         return policy
 

@@ -31,6 +31,8 @@ class Plan:
 
     pipeline: Pipeline
     document: dict[str, Any]
+    warnings: tuple[str, ...] = ()
+    """What may be meant, but hardly is."""
 
     def to_json(self) -> str:
         return json.dumps(self.document, separators=(",", ":"))
@@ -48,7 +50,8 @@ def compile_plan(pipeline: Pipeline) -> Plan:
     Raises `DefinitionError`.
     """
     compiler = _Compiler(pipeline)
-    return Plan(pipeline, compiler.document())
+    document = compiler.document()
+    return Plan(pipeline, document, tuple(compiler.warnings))
 
 
 def _index(entries: list[dict[str, Any]], what: str, name: str) -> int:
@@ -114,6 +117,7 @@ class _Compiler:
         self.stores: list[_Store] = []
         self.feature_sets: list[FeatureSet] = []
         self.features: list[dict[str, Any]] = []
+        self.warnings: list[str] = []
 
     def document(self) -> dict[str, Any]:
         for topic in self.topics:
@@ -177,6 +181,12 @@ class _Compiler:
                 f'policy "{policy.name}": fallback "{policy.fallback}" is none of the outcomes',
                 hint=f"{policy.rules.name} has: " + ", ".join(rules.outcomes),
             )
+        if policy.model is None:
+            self.warnings += [
+                f'policy "{policy.name}", rule "{rule.name}": score is always null, for the policy has no model'
+                for rule in rules.rules
+                if "score" in rule.when.columns
+            ]
         document = {
             "name": policy.name,
             "features": features,
@@ -187,6 +197,7 @@ class _Compiler:
             "default": rules.default,
             "rules": _rules(rules),
             "on_overload": policy.on_overload,
+            "on_full": policy.on_full,
         }
         definition = _definition(policy, rules)
         document["definition"] = definition

@@ -19,6 +19,7 @@ from penstock import _native
 from penstock.decide.policy import Model
 from penstock.errors import DefinitionError, InputError
 from penstock.runtime import model_worker
+from penstock.runtime.history import Run
 from penstock.runtime.plan import Plan
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Replay:
 
     def run(
         self,
-        history: Iterable[tuple[int, pa.RecordBatch]],
+        history: Iterable[Run],
         *,
         select: Sequence[str] | None = None,
         threads: int = 2,
@@ -76,8 +77,8 @@ class Replay:
             self.plan.to_json(), policy=self.policy, features=self.features, select=names, threads=threads
         )
         model = self.model if set(DECIDED) & set(names) else None
-        for topic, batch in history:
-            result = replayer.process(topic, batch)
+        for topic, batch, marks in history:
+            result = replayer.process(topic, batch, marks)
             if result is None:
                 continue
             if model is not None:

@@ -16,10 +16,11 @@ from penstock import _native
 from penstock.errors import DefinitionError, InputError
 from penstock.runtime.app import load_app
 from penstock.runtime.gate import EVENTS_ARROW
-from penstock.runtime.history import FileHistory, HistoryFile, LogHistory
+from penstock.runtime.history import FileHistory, HistoryFile, LogHistory, Run
 from penstock.runtime.plan import Plan, compile_plan
 from penstock.runtime.replay import Replay, choose, in_background, write_parquet
 from penstock.settings import Settings
+from penstock.wording import number_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -73,34 +74,36 @@ def run_replay(app: Path, options: ReplayOptions, settings: Settings) -> None:
     started = time.monotonic()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("replaying", total=history.total)
-        events: Iterator[tuple[int, pa.RecordBatch]] = in_background(history)
+        events: Iterator[Run] = in_background(history)
         if isinstance(history, FileHistory) and options.load:
             events = Loader(plan, settings, history).tee(events)
         shown = lambda rows: bar.update(task, completed=rows, total=history.total)  # noqa: E731 - one use, beside it
         events = counted(events, shown)
         if options.target is None:
-            rows = sum(batch.num_rows for _, batch in events)
+            rows = sum(run.batch.num_rows for run in events)
         else:
             results = replay.run(events, select=chosen, threads=settings["threads"])
             rows = write_parquet(in_background(results), options.target)
     seconds = time.monotonic() - started
     target = f"to {options.target} " if options.target else ""
     rate = f"{rows / seconds:,.0f} a second"
-    console.print(f"replayed {rows:,} events {target}in {seconds:.2f} s ({rate})", soft_wrap=True)
+    console.print(f"replayed {number_of(rows, 'event')} {target}in {seconds:.2f} s ({rate})", soft_wrap=True)
     if history.refusals.count:
-        console.print(f"left out {history.refusals.count:,} rows that do not fit, the first of them:")
+        left_out = history.refusals.count
+        which = "row that does not fit" if left_out == 1 else "rows that do not fit, the first of them"
+        console.print(f"left out {left_out:,} {which}:")
         for line in history.refusals.shown or []:
             console.print("  " + line, highlight=False)
 
 
 def counted(
-    events: Iterator[tuple[int, pa.RecordBatch]], show: Callable[[int], Any]
-) -> Iterator[tuple[int, pa.RecordBatch]]:
+    events: Iterator[Run], show: Callable[[int], Any]
+) -> Iterator[Run]:
     """The same events; of all topics, how many have been worked on is shown on the way."""
     rows = 0
-    for topic, batch in events:
-        yield topic, batch
-        rows += batch.num_rows
+    for run in events:
+        yield run
+        rows += run.batch.num_rows
         show(rows)
 
 
@@ -154,12 +157,12 @@ class Loader:
         self.waiting: dict[int, tuple[int, int]] = {}
         self.taken: Counter[int] = Counter()
 
-    def tee(self, events: Iterator[tuple[int, pa.RecordBatch]]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    def tee(self, events: Iterator[Run]) -> Iterator[Run]:
         try:
-            for topic, batch in events:
-                for start in range(0, batch.num_rows, LOAD_ROWS):
-                    self.append(topic, batch.slice(start, LOAD_ROWS))
-                yield topic, batch
+            for run in events:
+                for start in range(0, run.batch.num_rows, LOAD_ROWS):
+                    self.append(run.topic, run.batch.slice(start, LOAD_ROWS))
+                yield run
             while self.waiting:
                 self.take()
         finally:
@@ -181,10 +184,10 @@ class Loader:
             self.take()
 
     def take(self) -> None:
-        select.select([self.ready], [], [], 1.0)
-        answers = self.gate.take()
-        if answers:
+        # Read before what it announces is taken: an answer may be there a moment before its signal.
+        if select.select([self.ready], [], [], 1.0)[0]:
             os.read(self.ready, 8)
+        answers = self.gate.take()
         failed: str | None = json.loads(self.gate.stats())["failed"]
         if failed:
             raise InputError(f"could not load into the log: {failed}")

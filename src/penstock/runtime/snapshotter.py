@@ -36,6 +36,9 @@ GONE, OUTDATED = 3, 4
 
 
 def main() -> None:
+    # A signal to the whole group of processes reaches this one too; the gate alone decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     data, every_us, style, level = sys.argv[1:5]
     start_diagnostics(style, level)
     # Decisions come first where both want a core.
@@ -132,8 +135,6 @@ class Gate:
     """
 
     def __init__(self) -> None:
-        # Ctrl-C reaches the whole group of processes; the gate alone decides what it means.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.stop = threading.Event()
         received = b""
         while b"\n" not in received:

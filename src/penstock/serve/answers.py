@@ -20,10 +20,15 @@ NDJSON = 8
 TEXT = 16
 ALLOW_GET = 32
 ALLOW_POST = 64
+CHALLENGE = 128
+INVALID_TOKEN = 256
 
 CODES: dict[str, HTTPStatus] = {
     "malformed_request": HTTPStatus.BAD_REQUEST,
     "unknown_parameter": HTTPStatus.BAD_REQUEST,
+    "no_token": HTTPStatus.UNAUTHORIZED,
+    "invalid_token": HTTPStatus.UNAUTHORIZED,
+    "missing_role": HTTPStatus.FORBIDDEN,
     "unknown_path": HTTPStatus.NOT_FOUND,
     "unknown_policy": HTTPStatus.NOT_FOUND,
     "unknown_topic": HTTPStatus.NOT_FOUND,
@@ -50,6 +55,9 @@ _HEADERS = {
     REPEAT: b"Penstock-Repeat: 1\r\n",
     ALLOW_GET: b"Allow: GET, HEAD\r\n",
     ALLOW_POST: b"Allow: POST\r\n",
+    # RFC 6750, 3: what to say with the request, and why what was said will not do.
+    CHALLENGE: b'WWW-Authenticate: Bearer realm="penstock"\r\n',
+    INVALID_TOKEN: b'WWW-Authenticate: Bearer realm="penstock", error="invalid_token"\r\n',
 }
 _RETRY_LATER = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 _HEADS_MAX = 4_096

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 
 from penstock.serve.answers import Refusal
+from penstock.serve.guard import Guard
 from penstock.serve.http import Connection
 from penstock.serve.reading import SMALL_BODY, Head
 from penstock.serve.relay import Exchange, Relay
@@ -25,10 +26,12 @@ Page = Callable[[], tuple[int, bytes, int]]
 class Door:
     """What all connections share."""
 
-    def __init__(self, settings: DoorSettings, *, routes: Routes, relay: Relay) -> None:
+    def __init__(self, settings: DoorSettings, *, routes: Routes, relay: Relay, guard: Guard) -> None:
         self.settings = settings
         self.routes = routes
         self.relay = relay
+        self.guard = guard
+        self.access = guard.access
         self.pages: dict[Route, Page] = {}  # what is answered here
         self.connections: set[Connection] = set()
         self.lingering = 0  # of these
@@ -40,7 +43,15 @@ class Door:
     def connect(self) -> Connection:
         return Connection(self)
 
+    def reload(self) -> None:
+        """Read tokens anew. A head that was let in before is looked at again; what is held goes on."""
+        if self.guard.reload():
+            self.access = self.guard.access
+            self.heads.clear()
+
     def learn(self, head_bytes: bytes, head: Head) -> None:
+        if self.stopping:
+            return
         if len(self.heads) >= HEADS_MAX:
             self.heads.clear()
         self.heads[head_bytes] = head
@@ -70,9 +81,17 @@ class Door:
         if connections:
             asyncio.get_running_loop().call_soon(self._check_some, connections, now_ns)
 
+    def begin_stop(self) -> None:
+        """From now on each connection closes with its last answer; one without a request may still have one coming."""
+        self.stopping = True
+        # A head that is known leads to an answer that keeps its connection.
+        self.heads.clear()
+        for connection in list(self.connections):
+            if connection.queue:
+                connection.stop()
+
     def stop(self) -> None:
         """Take no more; a connection closes with its last answer, one without a request now."""
-        self.stopping = True
         for connection in list(self.connections):
             connection.stop()
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from time import monotonic_ns
+from datetime import UTC, datetime
+from time import monotonic_ns, time
 from typing import Any
 
 from penstock.runtime.models import Models, Worker
@@ -18,6 +19,7 @@ from penstock.serve.door import Door
 WARN_FROM = 0.8
 # A topic so far behind those whose events it reads is named where the state is large.
 HOLDS_FROM_S = 3_600.0
+EXPIRY_WARNED_S = 14 * 86_400
 
 
 class Health:
@@ -73,6 +75,10 @@ class Health:
 
     def _warnings(self, stats: dict[str, Any]) -> Iterator[str]:
         yield from self._snapshots.warnings(stats["log_sequence"])
+        certificate = self._door.guard.certificate
+        if certificate is not None and certificate.expires_s - time() < EXPIRY_WARNED_S:
+            expires = datetime.fromtimestamp(certificate.expires_s, UTC)
+            yield f"the certificate in force expires at {expires:%Y-%m-%d %H:%M} UTC"
         if stats["removal_failed"] is not None:
             yield f"old files stay for now: {stats['removal_failed']}"
 

@@ -68,10 +68,10 @@ class Connection(Reader):
         self._door.relay.busy_ns += monotonic_ns() - began_ns
 
     def eof_received(self) -> bool:
-        """The client has said all it had to say; it may still be listening."""
+        """The client has said all it had to say; it may still be listening, though not with TLS."""
         self._reading = False
         self._ended = True
-        return bool(self.queue)
+        return bool(self.queue) and self._transport.can_write_eof()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._reading = False
@@ -216,10 +216,13 @@ class Connection(Reader):
         self._lingering = True
         self._door.lingering += 1
         self._active_ns = monotonic_ns()
-        if self._ended:
+        half = self._transport.can_write_eof()
+        if self._ended or (self._whole and not half):
             self._transport.close()
             return
-        self._transport.write_eof()
+        if half:
+            self._transport.write_eof()
+        # With TLS there is no half: who is still sending closes when it has its answer, or is cut off.
         if self._reading_paused:
             self._reading_paused = False
             self._transport.resume_reading()

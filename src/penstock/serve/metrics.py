@@ -53,6 +53,10 @@ CORE = {
         "state_full_total",
         "Events that got the fallback because the state was full.",
     ),
+    "disk_full": (
+        "disk_full_total",
+        "Events that were not decided because the disk was full.",
+    ),
     "reader_lags": (
         "reader_lag_seconds",
         "How far a topic is behind others whose events it reads; they are kept for it.",
@@ -98,6 +102,12 @@ class Metrics:
         yield family("door_seconds_total", "counter", "Time in the door's own code.", busy)
         waiting = [("", "", len(relay.pending))]
         yield family("door_waiting", "gauge", "Requests that the core has not answered.", waiting)
+        refused = [("", f'{{reason="{reason}"}}', number) for reason, number in door.guard.refusals.items()]
+        yield family("refused_callers_total", "counter", "Requests refused for their token, by reason.", refused)
+        failed = [("", "", door.guard.handshakes_failed)]
+        yield family("tls_handshakes_failed_total", "counter", "Connections that came to no TLS.", failed)
+        expiries = [("", "", door.guard.certificate.expires_s)] if door.guard.certificate else []
+        yield family("tls_certificate_expires_seconds", "gauge", "When it expires, since 1970.", expiries)
         connections = [("", "", len(door.connections))]
         yield family("door_connections", "gauge", "Open connections.", connections)
 

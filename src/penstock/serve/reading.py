@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import httptools
 
 from penstock.runtime.gate import DECIDE_MANY, DRY_RUN_MANY
+from penstock.serve.access import AccessRefused
 from penstock.serve.answers import ALLOW_GET, ALLOW_POST, CLOSE, NDJSON, NO_BODY, Refusal
 from penstock.serve.relay import Exchange
 from penstock.serve.routes import JSON, MEDIA_TYPES, Route, media_type
@@ -51,8 +52,8 @@ class Reader(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_began_ns", "_body", "_continue_due", "_door", "_form", "_head", "_head_bytes", "_head_count",
-        "_headed", "_hosts", "_id", "_kind", "_length", "_media", "_now_ns", "_parser", "_rare",
+        "_authorization", "_began_ns", "_body", "_continue_due", "_door", "_form", "_head", "_head_bytes",
+        "_head_count", "_headed", "_hosts", "_id", "_kind", "_length", "_media", "_now_ns", "_parser", "_rare",
         "_reading", "_refusal", "_reserved", "_route", "_size", "_unparsed", "_url", "_whole", "queue",
     )  # fmt: skip
 
@@ -75,6 +76,7 @@ class Reader(asyncio.Protocol):
         self._head_bytes = 0
         self._head_count = 0
         self._hosts = 0
+        self._authorization: bytes | None = None
         self._media: int | None = JSON
         self._length = 0
         self._rare: dict[bytes, bytes] | None = None
@@ -121,6 +123,9 @@ class Reader(asyncio.Protocol):
                 self._media = media_type(value)
         elif name == b"host":
             self._hosts += 1
+        elif name == b"authorization":
+            # Of two it is not known which is meant: none is.
+            self._authorization = b"" if self._authorization is not None else value
         elif name in _RARE_HEADERS:
             self._rare = {**(self._rare or {}), name: value.lower()}
 
@@ -131,6 +136,8 @@ class Reader(asyncio.Protocol):
         try:
             self._find_route()
         except Refusal as refusal:
+            if isinstance(refusal, AccessRefused) and not self._small():
+                raise
             self._refusal = refusal
             self._kind = None
         if self._rare is not None and b"expect" in self._rare:
@@ -192,7 +199,8 @@ class Reader(asyncio.Protocol):
         method = self._parser.get_method()
         if method == b"HEAD":
             self._form = NO_BODY
-        self._route, self._id = route, _ = self._door.routes.find(self._url)
+        caller = self._door.access.caller(self._authorization)
+        self._route, self._id = route, _ = self._door.routes.find(self._url, caller)
         if method != route.method and not (method == b"HEAD" and route.method == b"GET"):
             raise _wrong_method(route)
         if method == b"POST":
@@ -254,8 +262,10 @@ class Reader(asyncio.Protocol):
 
     def _plain(self) -> bool:
         """Whether nothing but a small body of known length comes after this head."""
-        small = self._length <= self._door.small_body
-        return self._kind is not None and not self._id and self._rare is None and small
+        return self._kind is not None and not self._id and self._rare is None and self._small()
+
+    def _small(self) -> bool:
+        return self._length <= self._door.small_body and b"transfer-encoding" not in (self._rare or ())
 
     def _add_exchange(self) -> Exchange:
         route = self._route or self._door.routes.refused

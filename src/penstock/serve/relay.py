@@ -23,6 +23,7 @@ from penstock.runtime.gate import DECIDE, DECIDE_MANY, MODEL, REPEAT, SCORES, Ga
 from penstock.serve.answers import Answers, Refusal
 from penstock.serve.deadlines import Deadline
 from penstock.serve.limits import Rate, Reserve
+from penstock.serve.lines import Lines
 from penstock.serve.routes import Route, Routes
 from penstock.serve.settings import DoorSettings
 
@@ -41,11 +42,6 @@ CORE_FAILED = Refusal(
 
 # How often at most a wake-up for nothing leads to asking whether the core is lost.
 LOOK_NS = 100_000_000
-
-# Fallbacks for the lines of one request are made so many a turn of the loop, at a few µs each.
-_LINES_PER_TURN = 200
-
-Fallback = Callable[[int, bytes, int], tuple[int, bytes]]
 
 
 class Connection(Protocol):
@@ -87,8 +83,8 @@ class Relay:
     """Feeds the core and hands out its answers; lives on the loop's thread."""
 
     __slots__ = (
-        "_answers", "_batch", "_core", "_deadlines", "_eventfd", "_handle", "_looked_ns", "_loop",
-        "_queue_max", "_rate", "_score", "busy_ns", "failed", "pending", "reserve",
+        "_answers", "_batch", "_core", "_deadlines", "_eventfd", "_handle", "_lines", "_looked_ns",
+        "_loop", "_queue_max", "_rate", "_score", "busy_ns", "failed", "pending", "reserve",
     )  # fmt: skip
 
     def __init__(
@@ -106,6 +102,7 @@ class Relay:
         self._handle = 0
         self._looked_ns = 0
         self._deadlines: list[Deadline] = routes.deadlines()
+        self._lines = Lines(self.fail)
 
     def open(self, eventfd: int, score: Callable[[int, int, bytes], None]) -> None:
         """Begin to deliver; `score` takes rows to a model: (model, batch number, Arrow stream)."""
@@ -122,6 +119,7 @@ class Relay:
             self._loop.remove_reader(self._eventfd)
         for deadline in self._deadlines:
             deadline.close()
+        self._lines.close()
 
     def accept(self, exchange: Exchange) -> None:
         """Take a request that is held whole: it will have an answer."""
@@ -254,7 +252,7 @@ class Relay:
             answer = self._core.overload(exchange.route.target, exchange.body, took_ns)
             self.answer(exchange, *answer)
         else:
-            Lines(exchange, self._core.overload, self.answer).turn()
+            self._lines.make(exchange, self._core.overloads, self.answer)
 
     def _expire(self, exchange: Exchange) -> None:
         try:
@@ -263,7 +261,7 @@ class Relay:
                 answer = self._core.fallback(exchange.route.target, exchange.body, took_ns)
                 self._tell(exchange, *answer)
             elif exchange.kind == DECIDE_MANY:
-                Lines(exchange, self._core.fallback, self._tell).turn()
+                self._lines.make(exchange, self._core.fallbacks, self._tell)
             else:
                 self.refuse(exchange, NOT_ANSWERED)
         except Exception as error:
@@ -276,40 +274,3 @@ class Relay:
             self._core.told(exchange.handle)
         exchange.route.observe(status, monotonic_ns() - exchange.held_ns, repeat=0)
         self._give(exchange, status, body)
-
-
-class Lines:
-    """The fallback for each line of a request, some lines a turn, so that no other caller waits."""
-
-    __slots__ = ("_body", "_done", "_each", "_exchange", "_made", "_start")
-
-    def __init__(
-        self, exchange: Exchange, each: Fallback, done: Callable[[Exchange, int, bytes], None]
-    ) -> None:
-        self._exchange = exchange
-        self._body = exchange.body
-        self._each = each
-        self._done = done
-        self._made: list[bytes] = []
-        self._start = 0
-
-    def turn(self) -> None:
-        if self._exchange.answer is not None:
-            return
-        for _ in range(_LINES_PER_TURN):
-            if self._start >= len(self._body):
-                self._done(self._exchange, 200, b"".join(self._made))
-                return
-            line = self._next_line()
-            if line:
-                took_ns = monotonic_ns() - self._exchange.held_ns
-                _, answer = self._each(self._exchange.route.target, line, took_ns)
-                self._made += (answer.rstrip(b"\n"), b"\n")
-        asyncio.get_running_loop().call_soon(self.turn)
-
-    def _next_line(self) -> bytes:
-        end = self._body.find(b"\n", self._start)
-        end = len(self._body) if end < 0 else end
-        line = self._body[self._start : end].strip()
-        self._start = end + 1
-        return line

@@ -19,6 +19,7 @@ from penstock.runtime.gate import (
     POSITION,
     RETRY,
 )
+from penstock.serve.access import Caller
 from penstock.serve.answers import Refusal
 from penstock.serve.deadlines import Deadline
 from penstock.serve.settings import Doors, DoorSettings, PolicyDoor, TopicDoor
@@ -124,34 +125,41 @@ class Routes:
     def deadlines(self) -> list[Deadline]:
         return list(dict.fromkeys(route.deadline for route in self if route.deadline is not None))
 
-    def find(self, url: bytes) -> tuple[Route, bytes]:
-        """The route of a URL, and the id in it where there is one. Raises `Refusal`."""
+    def find(self, url: bytes, caller: Caller) -> tuple[Route, bytes]:
+        """The route of a URL, and the id in it where there is one. Raises `Refusal`.
+
+        Whether the caller may ask it comes first: the names of policies and topics are for those who may.
+        """
         usual = self._usual.get(url)
         if usual is not None:
+            caller.check(usual.name)
             return usual, b""
         path, _, query = _origin_form(url).partition(b"?")
         match path.split(b"/"):
-            case [b"", b"metrics"]:
-                return self.metrics, b""
-            case [b"", b"healthz"]:
-                return self.healthz, b""
-            case [b"", b"readyz"]:
-                return self.readyz, b""
+            case [b"", b"metrics" | b"healthz" | b"readyz" as name]:
+                caller.check(name.decode())
+                return self._usual[b"/" + name], b""
             case [b"", b"v1", b"positions"]:
+                caller.check("positions")
                 _check_query(query, ())
                 return self.positions, b""
             case [b"", b"v1", b"policies", name, b"decide"]:
+                caller.check("decide")
                 routes = self.dry_run if _wants_dry_run(query) else self.decide
                 return _named(routes, name, "policy"), b""
             case [b"", b"v1", b"decisions", name, text] if text:
+                caller.check("decisions")
                 _check_query(query, ())
                 return _named(self.decisions, name, "policy"), _decoded_id(text)
             case [b"", b"v1", b"topics", name, b"events"]:
+                caller.check("events")
                 _check_query(query, ())
                 return _named(self.events, name, "topic"), b""
             case [b"", b"v1", b"topics", name, b"deadletters"]:
+                caller.check("deadletters")
                 _check_query(query, ())
                 return _named(self.deadletters, name, "topic"), b""
+        caller.check_known()
         raise Refusal("unknown_path", "there is nothing at this path")
 
     def _usual_urls(self) -> dict[bytes, Route]:

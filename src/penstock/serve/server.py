@@ -12,6 +12,7 @@ import gc
 import logging
 import resource
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,18 +25,21 @@ from penstock.runtime.models import PROGRAM, ModelLimits, Models, Worker
 from penstock.runtime.snapshots import Snapshots
 from penstock.serve.answers import Answers
 from penstock.serve.door import Door
+from penstock.serve.guard import Guard
 from penstock.serve.health import Health, trouble
 from penstock.serve.metrics import Metrics
 from penstock.serve.notices import DeadLetterNotice
 from penstock.serve.relay import Relay
 from penstock.serve.routes import Routes
-from penstock.serve.settings import Doors, DoorSettings, check_loopback
+from penstock.serve.settings import Doors, DoorSettings, check_address
+from penstock.serve.tls import BACKLOG, TlsListener, bound_sockets
 
 logger = logging.getLogger("penstock.serve")
 
-BACKLOG = 1_024
 TICK_S_MAX = 1.0
 DRAIN_STEP_S = 0.005
+# How long a connection that waits for nothing stays open for a request on its way.
+ARRIVE_S = 0.1
 # After the core has stopped, how long its last answers may take to leave.
 LAST_WRITES_S = 1.0
 # What the process opens beside its connections: the log's files, the models' sockets, the rest.
@@ -90,12 +94,30 @@ async def serve(
     Where `stop` is given it ends the doors, and signals are left alone. Raises `SettingsError` for
     an address that cannot be listened on, and what the core raised if it was lost.
     """
-    check_loopback(settings.host)
+    check_address(settings)
     connections_max = allow_connections(settings.connections_max)
     settings = replace(settings, connections_max=connections_max)
     server = Server(core, doors, settings, snapshots, steps, model_program)
-    with stop_signals(stop) as (stop, hurry):
+    with stop_signals(stop, hang_up=server.reload if server.guarded else None) as (stop, hurry):
         await server.live(stop=stop, hurry=hurry)
+
+
+def check_port(host: str, port: int) -> None:
+    """See that nobody else listens there. Raises `SettingsError`."""
+    for family, kind, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(address)
+            except OSError as error:
+                raise _cannot_listen(host, port, error) from None
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> SettingsError:
+    if error.errno == errno.EADDRINUSE:  # The loop words it at length, with the address again.
+        hint = "stop what is listening there, or choose another --port"
+        return SettingsError(f"port {port} of {host} is in use", hint=hint)
+    return SettingsError(f"cannot listen on {host}, port {port}: {error.strerror}")
 
 
 class Server:
@@ -119,7 +141,8 @@ class Server:
         self._answers = Answers()
         self._relay = relay = Relay(core, routes, settings, self._answers)
         self._models = Models(doors.models, limits, scored=relay.scored, moved=self._hear_model, program=model_program)
-        self._door = Door(settings, routes=routes, relay=relay)
+        self._guard = Guard(settings)
+        self._door = Door(settings, routes=routes, relay=relay, guard=self._guard)
         self._health = Health(door=self._door, models=self._models, snapshots=snapshots)
         self._notice = DeadLetterNotice()
         metrics = Metrics(door=self._door, routes=routes, models=self._models, snapshots=snapshots)
@@ -133,6 +156,14 @@ class Server:
             min(settings.request_s, settings.idle_s, settings.write_s, settings.stuck_s) / 4,
         )
         self._ticking: asyncio.TimerHandle | None = None
+
+    @property
+    def guarded(self) -> bool:
+        """Whether there are files that say who may call."""
+        return bool(self._guard.files)
+
+    def reload(self) -> None:
+        self._door.reload()
 
     async def live(self, *, stop: asyncio.Event, hurry: asyncio.Event) -> None:
         listener = await self._bind()
@@ -149,16 +180,15 @@ class Server:
             listener.close()
             self._close()
 
-    async def _bind(self) -> asyncio.Server:
+    async def _bind(self) -> asyncio.Server | TlsListener:
         loop = asyncio.get_running_loop()
         host, port = self._settings.host, self._settings.port
         try:
+            if self._guard.certificate is not None:
+                return TlsListener(self._door, bound_sockets(host, port))
             return await loop.create_server(self._door.connect, host, port, backlog=BACKLOG, start_serving=False)
         except OSError as error:
-            if error.errno == errno.EADDRINUSE:  # The loop words it at length, with the address again.
-                hint = "stop what is listening there, or choose another --port"
-                raise SettingsError(f"port {port} of {host} is in use", hint=hint) from None
-            raise SettingsError(f"cannot listen on {host}, port {port}: {error.strerror}") from None
+            raise _cannot_listen(host, port, error) from None
 
     def _open(self, stop: asyncio.Event) -> None:
         self._relay.open(self._core.start(), self._models.score)
@@ -180,6 +210,8 @@ class Server:
         """Answer what is held, then have the core end; raises what the core was lost with."""
         logger.info("stopping: answering what is held")
         relay = self._relay
+        self._door.begin_stop()
+        await self._let_arrive(hurry)
         self._door.stop()
         await wait_until(
             lambda: relay.failed.done() or not (relay.pending or self._door.busy()),
@@ -195,6 +227,13 @@ class Server:
         await wait_until(lambda: not self._door.busy(), limit_s=LAST_WRITES_S, hurry=hurry)
         if relay.failed.done():
             relay.failed.result()
+
+    async def _let_arrive(self, hurry: asyncio.Event) -> None:
+        """Requests that were sent before their callers can know of the end are read, and so answered."""
+        await wait_until(lambda: self._relay.failed.done(), limit_s=ARRIVE_S, hurry=hurry)
+        # However late this goes on: a turn of the loop that reads what is there, and one that takes it.
+        for _ in range(2):
+            await asyncio.sleep(0)
 
     async def _stop_core(self) -> None:
         try:
@@ -216,6 +255,8 @@ class Server:
         now_ns = monotonic_ns()
         self._answers.set_date(time())
         self._door.check(now_ns)
+        if self._guard.changed():
+            self.reload()
         try:
             self._health.watch(now_ns)
             self._notice.look(self._relay.core_stats(), now_ns)
@@ -272,18 +313,24 @@ def _settle(future: asyncio.Future[None], error: Exception | None) -> None:
 
 @contextmanager
 def stop_signals(
-    stop: asyncio.Event | None,
+    stop: asyncio.Event | None, *, hang_up: Callable[[], None] | None
 ) -> Iterator[tuple[asyncio.Event, asyncio.Event]]:
-    """Events for the first signal to stop and the second; only `stop` where that is given."""
+    """Events for the first signal to stop and the second; only `stop` where that is given.
+
+    SIGHUP calls `hang_up`; without it, it ends the process as it always does.
+    """
     hurry = asyncio.Event()
     if stop is not None:
         yield stop, hurry
         return
     stop = first = asyncio.Event()
     loop = asyncio.get_running_loop()
-    signals = (signal.SIGTERM, signal.SIGINT)
+    signals = [signal.SIGTERM, signal.SIGINT]
     for number in signals:
         loop.add_signal_handler(number, lambda: (hurry if first.is_set() else first).set())
+    if hang_up is not None:
+        signals.append(signal.SIGHUP)
+        loop.add_signal_handler(signal.SIGHUP, hang_up)
     try:
         yield stop, hurry
     finally:

@@ -17,9 +17,11 @@ from penstock.runtime.followers import Follower
 from penstock.runtime.models import PROGRAM, ModelSpec
 from penstock.runtime.plan import Plan, compile_plan
 from penstock.runtime.snapshots import Snapshots
-from penstock.serve.server import Steps, run
-from penstock.serve.settings import Doors, DoorSettings, PolicyDoor, TopicDoor, check_loopback
+from penstock.serve.guard import Guard
+from penstock.serve.server import Steps, check_port, run
+from penstock.serve.settings import Doors, DoorSettings, PolicyDoor, TopicDoor, check_address
 from penstock.settings import Settings, url
+from penstock.wording import number_of
 
 logger = logging.getLogger("penstock")
 
@@ -40,7 +42,8 @@ class Service:
     @staticmethod
     def load(app: Path, settings: Settings) -> Service:
         """Load and compile the app. Raises `DefinitionError` and `SettingsError`."""
-        check_loopback(settings["host"])
+        check_address(door_settings(settings))
+        Guard(door_settings(settings))  # What is wrong with its files is said before the log is read.
         return Service(app, compile_plan(load_app(app)), settings)
 
     def run(self, *, say: Say, progress: Progress) -> None:
@@ -49,6 +52,8 @@ class Service:
         data: Path = self.settings["data"]
         data.mkdir(parents=True, exist_ok=True)
         lock = _native.Lock(str(data))
+        # Recovery takes long, and what would end it is better said before.
+        check_port(self.settings["host"], self.settings["port"])
         gate = _native.Gate(self.plan.to_json(), str(data), core_settings(self.settings), progress)
         self.report(json.loads(gate.started), say)
         snapshots = Snapshots(self.settings["snapshot_every"] / 1e6)
@@ -59,7 +64,7 @@ class Service:
 
         def listening(host: str, port: int) -> None:
             nonlocal address
-            address = url(host, port)
+            address = url(host, port, tls=self.settings["tls_certificate"] is not None)
 
         steps = Steps(
             listening,
@@ -84,11 +89,13 @@ class Service:
         """Say what start found."""
         say(f"data in {self.settings['data']}; a flush to its disk takes {started['flush_us'] / 1000:.2f} ms")
         if started["events"]:
-            say(f"read {started['commits']:,} commits with {started['events']:,} events from the log's tail")
+            commits, events = number_of(started["commits"], "commit"), number_of(started["events"], "event")
+            say(f"read {commits} with {events} from the log's tail")
         if started["cut_bytes"]:
-            say(f"cut {started['cut_bytes']:,} bytes of an unacknowledged commit from the log's end")
+            say(f"cut {number_of(started['cut_bytes'], 'byte')} of an unacknowledged commit from the log's end")
         if started["undecided"]:
-            say(f"{started['undecided']:,} events without a decision got their policy's fallback")
+            events = number_of(started["undecided"], "event")
+            say(f"{events} without a decision got their policy's fallback")
         for reason in started["passed_over"]:
             logger.warning("passed over: %s", reason)
         for feature in started["incomplete"]:
@@ -97,6 +104,8 @@ class Service:
                 logger.warning('feature "%s" knows only what happened after %s', name, _time(feature["since_us"]))
             else:
                 logger.warning('feature "%s" is complete for events from %s on', name, _time(complete))
+        for warning in self.plan.warnings:
+            logger.warning("%s", warning)
         self.warn_of_short_retention()
 
     def warn_of_short_retention(self) -> None:
@@ -181,6 +190,9 @@ def door_settings(settings: Settings) -> DoorSettings:
     return DoorSettings(
         host=settings["host"],
         port=settings["port"],
+        tokens=settings["tokens"],
+        tls_certificate=settings["tls_certificate"],
+        tls_key=settings["tls_key"],
         connections_max=settings["connections"],
         queue_max=settings["queue"],
         body_bytes_max=settings["body_bytes"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Literal
 
 from penstock.errors import SettingsError
@@ -45,6 +46,11 @@ class DoorSettings:
 
     host: str = "127.0.0.1"
     port: int = 7070
+    tokens: Path | None = None
+    """The file of tokens; None lets everybody who can call ask everything."""
+    tls_certificate: Path | None = None
+    """A file with the certificate and those of its issuers, in PEM; None is no TLS."""
+    tls_key: Path | None = None
     connections_max: int = 10_000
     requests_per_second_max: int | None = None
     """Beyond it a request is refused with 429; a second's worth may come at once."""
@@ -73,7 +79,7 @@ class DoorSettings:
     """How long stopping then waits for the core to sync and close the log."""
     model_start_s: float = 60.0
     model_batch_s: float | None = None
-    """A batch's time in a model before it is killed; None means 20 deadlines, at least a second."""
+    """The time of one call of a model before it is killed; None means 20 deadlines, at least a second."""
     model_queue_max: int = 256
     """Batches that wait for one model; beyond it they are answered as failed."""
 
@@ -87,15 +93,21 @@ class DoorSettings:
             raise SettingsError(f"port is {self.port}, and must be below 65,536")
 
 
-def check_loopback(host: str) -> None:
-    """Refuse to listen where others could call: there are no tokens and no TLS yet.
+def check_address(settings: DoorSettings) -> None:
+    """Refuse to listen where others could call, unless they must say a token and nobody can read along.
 
-    Raises `SettingsError`.
+    Raises `SettingsError`, which says what is missing.
     """
-    if not all(ipaddress.ip_address(address).is_loopback for address in _addresses(host)):
+    if (settings.tls_certificate is None) != (settings.tls_key is None):
+        other = "tls_key" if settings.tls_key is None else "tls_certificate"
+        raise SettingsError(f"{other} is not set: tls_certificate and tls_key go together")
+    names = ("tokens", "tls_certificate", "tls_key")
+    missing = [name for name in names if getattr(settings, name) is None]
+    host = settings.host
+    if missing and not all(ipaddress.ip_address(address).is_loopback for address in _addresses(host)):
         raise SettingsError(
-            f"cannot listen on {host}: only this machine may call",
-            hint="use 127.0.0.1, ::1 or localhost; tokens and TLS come with a later release",
+            f"cannot listen on {host}, where others can call, without {' and '.join(missing)}",
+            hint="set tokens, tls_certificate and tls_key, or listen on 127.0.0.1, ::1 or localhost",
         )
 
 

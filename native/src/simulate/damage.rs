@@ -1,0 +1,251 @@
+//! Rot: one bit of one file is another than was written.
+//!
+//! In the log's acknowledged bytes it is refused where it is met, with the place; never is an answer another or missing.
+//! That is looked at on a copy of the disk, as who restores the file from a copy would have it. Snapshots, files of ids and the
+//! two slots can be done without: there the service goes on.
+
+use std::sync::Arc;
+
+use super::Broken;
+use super::callers::topic_of;
+use super::disk::SimulatedDisk;
+use super::door::{Line, check_lookup, id_text};
+use super::history::ensure;
+use super::run::Run;
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::gate::{Answer, Core, Kind, MODEL, Request, Told};
+use crate::log::{self, Reader};
+
+const SEGMENT_HEADER_BYTES: usize = 64;
+const FRAME_HEADER_BYTES: usize = 52;
+/// Of a frame's header: what, from where, how many bytes.
+const FRAME_FIELDS: [(&str, usize, usize); 5] = [
+    ("magic", 0, 4),
+    ("checksum", 4, 4),
+    ("length", 8, 8),
+    ("sequence", 16, 8),
+    ("rest of the header", 24, 28),
+];
+const LOOKED_UP: usize = 12;
+
+struct Place {
+    class: String,
+    path: String,
+    offset: usize,
+}
+
+impl Run {
+    /// Between an end of the process and the next start, when all that was written is there.
+    pub(super) fn damage(&mut self) -> std::result::Result<(), Broken> {
+        for _ in 0..self.chance.below(4) {
+            self.damage_log()?;
+        }
+        if self.chance.percent(40) {
+            // Last: two faults at once may be more than can be recovered from.
+            self.damage_beside_the_log();
+        }
+        Ok(())
+    }
+
+    fn damage_log(&mut self) -> std::result::Result<(), Broken> {
+        let mask = 1 << self.chance.below(8);
+        let Some(place) = self.draw_place_in_log() else { return Ok(()) };
+        self.note(&format!("flip: {}", place.class), format!("{} at {}", place.path, place.offset));
+        let damaged = self.disk.copy();
+        damaged.flip(&place.path, place.offset, mask);
+        self.check_damaged_log(&damaged, &place)
+    }
+
+    fn damage_beside_the_log(&mut self) {
+        let mask = 1 << self.chance.below(8);
+        let Some(place) = self.draw_place_beside_the_log() else { return };
+        self.note(&format!("flip: {}", place.class), format!("{} at {}", place.path, place.offset));
+        self.disk.flip(&place.path, place.offset, mask);
+        self.ids_damaged |= place.path.starts_with("ids/");
+    }
+
+    fn draw_place_in_log(&mut self) -> Option<Place> {
+        let paths = self.disk.paths();
+        let segments: Vec<&String> = paths.iter().filter(|path| path.ends_with(".segment")).collect();
+        let index =
+            if self.chance.percent(50) { segments.len() - 1 } else { self.chance.below(segments.len()) };
+        let path = segments.get(index)?.to_string();
+        let bytes = self.disk.contents(&path);
+        let which = match index + 1 == segments.len() {
+            true => "the newest segment",
+            false => "a full segment",
+        };
+        if self.chance.percent(10) {
+            let offset = self.chance.below(SEGMENT_HEADER_BYTES);
+            return Some(Place { class: format!("segment's header, {which}"), path, offset });
+        }
+        let frames = frames(&bytes);
+        let number = if self.chance.percent(30) { frames.len() - 1 } else { self.chance.below(frames.len()) };
+        let &(start, length) = frames.get(number)?;
+        let last = if number + 1 == frames.len() { "the last commit of " } else { "" };
+        if self.chance.percent(50) {
+            let (what, at, count) = *self.chance.pick(&FRAME_FIELDS);
+            let offset = start + at + self.chance.below(count);
+            return Some(Place { class: format!("{what}, {last}{which}"), path, offset });
+        }
+        let offset = start + FRAME_HEADER_BYTES + self.chance.below(length - FRAME_HEADER_BYTES);
+        Some(Place { class: format!("payload, {last}{which}"), path, offset })
+    }
+
+    fn draw_place_beside_the_log(&mut self) -> Option<Place> {
+        let paths = self.disk.paths();
+        let wanted = |path: &&String| {
+            let file = path.starts_with("ids/") || path.ends_with(".snapshot");
+            (file && !path.ends_with(".unfinished")) || path.as_str() == "log/durable"
+        };
+        let files: Vec<&String> = paths.iter().filter(wanted).collect();
+        let path = files.get(self.chance.below(files.len()))?.to_string();
+        let class = match path.split('/').next() {
+            Some("ids") => "a file of ids",
+            Some("snapshots") => "a snapshot",
+            _ => "a slot of log/durable",
+        };
+        let length = self.disk.contents(&path).len();
+        let offset = match path.as_str() {
+            "log/durable" => 4096 * self.chance.below(2) + self.chance.below(32),
+            _ => self.chance.below(length),
+        };
+        (offset < length).then(|| Place { class: class.into(), path, offset })
+    }
+
+    fn check_damaged_log(
+        &mut self,
+        damaged: &SimulatedDisk,
+        place: &Place,
+    ) -> std::result::Result<(), Broken> {
+        let what = format!("after a flip of {} in {} at {}", place.class, place.path, place.offset);
+        let shared: Arc<dyn Disk> = Arc::new(damaged.clone());
+        let (read, error) = self.read_damaged(&shared).map_err(|broken| format!("{what}: {broken}"))?;
+        let kept = self.history.commits.range(self.history.first_sequence..).count();
+        match &error {
+            None => ensure(read >= kept, || format!("{what}: {read} commits of {kept}, and no error"))?,
+            Some(error) => {
+                ensure(names(error, place), || format!("{what}: reading says {error}"))?;
+                let report = log::verify(shared.clone()).map_err(|error| error.to_string())?;
+                ensure(!report.sound, || format!("{what}: verify finds it sound"))?;
+            }
+        }
+        let (settings, log_settings, ids_settings) = self.settings.clone();
+        let (plan, clock) = (self.pipeline.plan(), self.clock.clone());
+        match Core::open(plan, shared, clock, settings, log_settings, ids_settings, &mut |_, _, _| {}) {
+            Ok((core, _)) => self.ask_damaged(core, place, &what),
+            Err(error) => {
+                let ids = self.ids_damaged && error.to_string().starts_with("ids/");
+                ensure(ids || names(&error, place), || format!("{what}: no start: {error}"))
+            }
+        }
+    }
+
+    /// How many commits can be read that are as they were, and why no more.
+    fn read_damaged(&self, disk: &Arc<dyn Disk>) -> std::result::Result<(usize, Option<Error>), Broken> {
+        let mut read = 0;
+        let next = |reader: &mut Option<Reader>| -> Result<Option<log::Commit>> {
+            match reader {
+                Some(reader) => reader.next(),
+                None => reader.insert(Reader::open(disk.clone(), None)?).next(),
+            }
+        };
+        let mut reader = None;
+        loop {
+            match next(&mut reader) {
+                Ok(None) => return Ok((read, None)),
+                Ok(Some(commit)) => {
+                    self.history.compare(&commit)?;
+                    read += 1;
+                }
+                Err(error) => return Ok((read, Some(error))),
+            }
+        }
+    }
+
+    /// Callers ask again about what was acknowledged: they are told the same, or that it cannot be read and where.
+    fn ask_damaged(&mut self, mut core: Core, place: &Place, what: &str) -> std::result::Result<(), Broken> {
+        let known: Vec<_> =
+            self.door.known.iter().rev().filter(|known| known.0 == Kind::Decide).cloned().collect();
+        for (_, target, id, row) in known.into_iter().take(LOOKED_UP) {
+            let (policy, topic) =
+                (&self.pipeline.policies[target], topic_of(&self.pipeline, Kind::Decide, target));
+            let topic = &self.pipeline.topics[topic];
+            let Some(lookup) = self.ask(&mut core, Kind::Lookup, target, id_text(&id), what)? else { break };
+            let refused = |answer: &Answer| {
+                let text = String::from_utf8_lossy(&answer.body);
+                let named = text.contains(&place.path) || text.contains("ids/");
+                answer.status == 500 && text.contains("log_damaged") && named
+            };
+            if !refused(&lookup) {
+                let lines = vec![Line { id: id.clone(), row: None, json: true }];
+                let flight = self.flight(Kind::Lookup, target, lines, false);
+                check_lookup(
+                    what,
+                    &flight,
+                    false,
+                    lookup.status,
+                    &lookup.body,
+                    &self.history,
+                    &self.pipeline,
+                )?;
+            }
+            let now_us = self.history.forgotten_us;
+            let newest = *self.history.ids[&id].last().expect("it is known");
+            let origin = self.history.past[newest].origin.as_deref();
+            if self.history.remembered(&id, topic.retain_us, now_us).is_none() || origin != Some(policy.name)
+            {
+                continue;
+            }
+            let body = super::event::to_json(topic, &row, &mut self.chance).into_bytes();
+            let Some(again) = self.ask(&mut core, Kind::Decide, target, body, what)? else { break };
+            let offset = self.history.past[newest].offset;
+            let told: serde_json::Value = serde_json::from_slice(&again.body).unwrap_or_default();
+            let same = match self.history.timeouts.contains_key(&(policy.name.to_string(), offset)) {
+                true => told["timed_out"] == true,
+                false => told["offset"] == offset,
+            };
+            ensure(refused(&again) || (again.status == 200 && same), || {
+                format!("{what}: {id:?} at {offset} is told {} {told}", again.status)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn ask(
+        &self,
+        core: &mut Core,
+        kind: Kind,
+        target: usize,
+        body: Vec<u8>,
+        what: &str,
+    ) -> std::result::Result<Option<Answer>, Broken> {
+        let request = Request { handle: 1, kind, target, body, held_ns: 0 };
+        let answers = match core.step(vec![request], Told::default()) {
+            Ok(answers) => answers,
+            // The next start does without the file.
+            Err(error) if self.ids_damaged && error.to_string().starts_with("ids/") => return Ok(None),
+            Err(error) => return Err(format!("{what}: {error}")),
+        };
+        let answer = answers.into_iter().find(|answer| answer.handle == 1 && answer.flags & MODEL == 0);
+        answer.map(Some).ok_or_else(|| format!("{what}: {kind:?} has no answer"))
+    }
+}
+
+fn names(error: &Error, place: &Place) -> bool {
+    matches!(error, Error::Damaged { file, .. } if *file == place.path)
+}
+
+/// Where each frame of a segment begins, and its length.
+fn frames(segment: &[u8]) -> Vec<(usize, usize)> {
+    let mut frames = Vec::new();
+    let mut offset = SEGMENT_HEADER_BYTES;
+    while segment.get(offset..offset + 4) == Some(b"pcmt") {
+        let payload = u32::from_le_bytes(segment[offset + 8..offset + 12].try_into().expect("four bytes"));
+        let length = (FRAME_HEADER_BYTES + payload as usize).next_multiple_of(8);
+        frames.push((offset, length));
+        offset += length;
+    }
+    frames
+}

@@ -1,0 +1,396 @@
+//! The pipelines that a run draws, and how one changes between two starts.
+
+use serde_json::json;
+
+use super::chance::Chance;
+use super::expression::{self as expr, Expression};
+use crate::plan::Plan;
+use crate::schema::{Field, Type};
+use crate::windows::{Aggregate, output_type};
+
+pub const AMOUNT: Type = Type::Decimal(12, 2);
+pub const SECOND: i64 = 1_000_000;
+pub const AHEAD_US: i64 = 600 * SECOND;
+pub const OUTCOMES: [&str; 3] = ["decline", "review", "approve"];
+
+#[derive(Clone, Debug)]
+pub struct Pipeline {
+    pub topics: Vec<Topic>,
+    pub policies: Vec<Policy>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Topic {
+    pub name: &'static str,
+    pub fields: Vec<Field>,
+    pub id: &'static str,
+    pub time: &'static str,
+    pub retain_us: i64,
+    pub lateness_us: i64,
+}
+
+#[derive(Clone, Debug)]
+pub struct Policy {
+    pub name: &'static str,
+    pub topic: usize,
+    pub features: Vec<Feature>,
+    pub derived: Vec<(String, Expression)>,
+    pub rules: Vec<Rule>,
+    pub model: bool,
+}
+
+/// An aggregate over a sliding window.
+#[derive(Clone, Debug)]
+pub struct Feature {
+    pub name: String,
+    pub source: usize,
+    pub key: Vec<&'static str>,
+    pub aggregate: Aggregate,
+    pub column: Option<(&'static str, Type)>,
+    pub filter: Option<Expression>,
+    pub length_us: Option<i64>,
+    pub delay_us: i64,
+    pub include_current: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct Rule {
+    pub name: String,
+    pub outcome: usize,
+    pub when: Expression,
+}
+
+impl Pipeline {
+    pub fn draw(chance: &mut Chance) -> Pipeline {
+        let retain_us = *chance.pick(&[60 * SECOND, 3600 * SECOND]);
+        let lateness_us = *chance.pick(&[30 * SECOND, 120 * SECOND]);
+        let id = if chance.percent(50) { Type::Text } else { Type::Int64 };
+        let mut topics = vec![payments(id, retain_us, lateness_us)];
+        if chance.percent(60) {
+            topics.push(reports(retain_us, lateness_us));
+        }
+        let mut pipeline = Pipeline { topics, policies: Vec::new() };
+        let count = 1 + chance.below(3);
+        for (index, &name) in ["authorise", "limits", "audit"].iter().enumerate().take(count) {
+            let topic = if index == 2 { pipeline.topics.len() - 1 } else { 0 };
+            let model = chance.percent(40);
+            pipeline.policies.push(draw_policy(&pipeline.topics, name, topic, model, chance));
+        }
+        pipeline
+    }
+
+    /// What a user may do between two starts: a feature comes, goes or is defined anew, a rule changes, a field is
+    /// added. The words are what changed.
+    pub fn change(&mut self, chance: &mut Chance) -> &'static str {
+        let index = chance.below(self.policies.len());
+        let policy = &mut self.policies[index];
+        match chance.below(5) {
+            0 => {
+                let name = format!("g{}", chance.below(1000));
+                if policy.features.iter().all(|feature| feature.name != name) {
+                    let feature = draw_feature(&self.topics, policy.topic, name, chance);
+                    policy.features.push(feature);
+                }
+                "a feature is added"
+            }
+            1 if policy.features.len() > 1 => {
+                let index = chance.below(policy.features.len());
+                policy.features.remove(index);
+                policy.derived.clear();
+                policy.rules = draw_rules(&self.topics, policy, chance);
+                "a feature is removed"
+            }
+            2 => {
+                let index = chance.below(policy.features.len());
+                let feature = &mut policy.features[index];
+                feature.length_us = *chance.pick(&LENGTHS);
+                "a window gets another length"
+            }
+            3 => {
+                let index = chance.below(self.topics.len());
+                let fields = &mut self.topics[index].fields;
+                let name = ["channel", "tip"][chance.below(2)];
+                if fields.iter().all(|field| field.name != name) {
+                    let kind = if name == "tip" { AMOUNT } else { Type::Text };
+                    fields.push(Field { name: name.into(), kind, optional: true });
+                }
+                "an optional field is added"
+            }
+            _ => {
+                policy.rules = draw_rules(&self.topics, policy, chance);
+                "the rules change"
+            }
+        }
+    }
+
+    /// As the core reads it, laid out as `penstock.runtime.plan` does.
+    pub fn plan(&self) -> Plan {
+        let mut stores: Vec<StoreDraft> = Vec::new();
+        let mut features = Vec::new();
+        for policy in &self.policies {
+            let reads: Vec<_> =
+                policy.features.iter().map(|feature| add_read(&mut stores, feature)).collect();
+            let derived: Vec<_> =
+                policy.derived.iter().map(|(name, expression)| json!([name, expression.plan()])).collect();
+            let columns: Vec<_> = policy.columns().into_iter().map(|field| json!(field)).collect();
+            features
+                .push(json!({"topic": policy.topic, "reads": reads, "derived": derived, "columns": columns}));
+        }
+        let policies = self.policies.iter().enumerate().map(|(index, policy)| {
+            let rules = policy.rules.iter().map(|rule| {
+                json!({"name": rule.name, "code": rule.name, "outcome": rule.outcome, "when": rule.when.plan()})
+            });
+            json!({
+                "name": policy.name, "features": index, "model": policy.model.then_some(0), "within_us": 50_000,
+                "fallback": policy.fallback(), "outcomes": OUTCOMES, "default": "approve",
+                "rules": rules.collect::<Vec<_>>(),
+                "definition": policy.version(), "version": policy.version(),
+            })
+        });
+        let document = json!({
+            "name": "simulated",
+            "topics": self.topics.iter().map(Topic::plan).collect::<Vec<_>>(),
+            "stores": stores.iter().map(|store| store.plan(&self.topics)).collect::<Vec<_>>(),
+            "features": features,
+            "policies": policies.collect::<Vec<_>>(),
+            "models": [{"name": "risk", "version": "1"}],
+        });
+        Plan::from_json(&document.to_string()).expect("the plan is one")
+    }
+}
+
+impl Topic {
+    fn plan(&self) -> serde_json::Value {
+        let place = |name: &str| self.fields.iter().position(|field| field.name == name);
+        json!({
+            "name": self.name, "fields": self.fields, "id": place(self.id), "time": place(self.time),
+            "retain_us": self.retain_us, "lateness_us": self.lateness_us, "ahead_us": AHEAD_US,
+        })
+    }
+}
+
+impl Policy {
+    /// Features, then derived ones.
+    pub fn columns(&self) -> Vec<Field> {
+        let field = |name: &str, kind| Field { name: name.into(), kind, optional: true };
+        let features = self.features.iter().map(|feature| field(&feature.name, feature.kind()));
+        let derived = self.derived.iter().map(|(name, expression)| field(name, expression.kind()));
+        features.chain(derived).collect()
+    }
+
+    pub fn fallback(&self) -> &'static str {
+        if self.model { "review" } else { "approve" }
+    }
+
+    /// Another one for all that decides otherwise.
+    pub fn version(&self) -> String {
+        let text = format!("{:?}{:?}{:?}{:?}", self.features, self.derived, self.rules, self.model);
+        format!("{:016x}", xxhash_rust::xxh3::xxh3_64(text.as_bytes()))
+    }
+}
+
+impl Feature {
+    pub fn kind(&self) -> Type {
+        output_type(self.aggregate, self.column.map(|(_, kind)| kind))
+            .expect("the aggregate takes the column")
+    }
+}
+
+// How features share what is remembered.
+
+struct StoreDraft {
+    source: usize,
+    key: Vec<&'static str>,
+    endless_delay_us: Option<i64>,
+    columns: Vec<(&'static str, Type)>,
+    filters: Vec<Expression>,
+    reads: Vec<serde_json::Value>,
+}
+
+fn add_read(stores: &mut Vec<StoreDraft>, feature: &Feature) -> (usize, usize) {
+    let endless_delay_us = feature.length_us.is_none().then_some(feature.delay_us);
+    let same = |store: &StoreDraft| {
+        (store.source, &store.key, store.endless_delay_us) == (feature.source, &feature.key, endless_delay_us)
+    };
+    let index = stores.iter().position(same).unwrap_or_else(|| {
+        let key = feature.key.clone();
+        let (columns, filters, reads) = (Vec::new(), Vec::new(), Vec::new());
+        stores.push(StoreDraft { source: feature.source, key, endless_delay_us, columns, filters, reads });
+        stores.len() - 1
+    });
+    let store = &mut stores[index];
+    let column = feature.column.map(|column| place(&mut store.columns, column, |one, other| one == other));
+    let filter = feature.filter.clone().map(|filter| place(&mut store.filters, filter, same_text));
+    let read = json!({
+        "aggregate": feature.aggregate, "column": column, "filter": filter, "length_us": feature.length_us,
+        "delay_us": feature.delay_us, "include_current": feature.include_current,
+    });
+    (index, place(&mut store.reads, read, |one, other| one == other))
+}
+
+fn same_text(one: &Expression, other: &Expression) -> bool {
+    format!("{one:?}") == format!("{other:?}")
+}
+
+fn place<T>(items: &mut Vec<T>, item: T, same: impl Fn(&T, &T) -> bool) -> usize {
+    items.iter().position(|known| same(known, &item)).unwrap_or_else(|| {
+        items.push(item);
+        items.len() - 1
+    })
+}
+
+impl StoreDraft {
+    fn plan(&self, topics: &[Topic]) -> serde_json::Value {
+        let kind =
+            |name: &str| topics[self.source].fields.iter().find(|field| field.name == name).unwrap().kind;
+        json!({
+            "source": self.source,
+            "key": self.key,
+            "filters": self.filters.iter().map(Expression::plan).collect::<Vec<_>>(),
+            "plan": {
+                "key": self.key.iter().map(|name| kind(name)).collect::<Vec<_>>(),
+                "columns": self.columns,
+                "filters": self.filters.iter().map(|filter| format!("{filter:?}")).collect::<Vec<_>>(),
+                "reads": self.reads,
+            },
+        })
+    }
+}
+
+// What is drawn.
+
+const LENGTHS: [Option<i64>; 5] =
+    [Some(10 * SECOND), Some(60 * SECOND), Some(600 * SECOND), Some(3600 * SECOND), None];
+
+fn payments(id: Type, retain_us: i64, lateness_us: i64) -> Topic {
+    let field = |name: &str, kind, optional| Field { name: name.into(), kind, optional };
+    let fields = vec![
+        field("payment", id, false),
+        field("card", Type::Text, true),
+        field("shop", Type::Int64, false),
+        field("items", Type::Int64, true),
+        field("note", Type::Text, true),
+        field("amount", AMOUNT, false),
+        field("paid_at", Type::Timestamp, false),
+    ];
+    Topic { name: "payments", fields, id: "payment", time: "paid_at", retain_us, lateness_us }
+}
+
+fn reports(retain_us: i64, lateness_us: i64) -> Topic {
+    let field = |name: &str, kind, optional| Field { name: name.into(), kind, optional };
+    let fields = vec![
+        field("report", Type::Int64, false),
+        field("card", Type::Text, true),
+        field("note", Type::Text, true),
+        field("amount", AMOUNT, true),
+        field("seen_at", Type::Timestamp, false),
+    ];
+    Topic { name: "reports", fields, id: "report", time: "seen_at", retain_us, lateness_us }
+}
+
+fn draw_policy(
+    topics: &[Topic],
+    name: &'static str,
+    topic: usize,
+    model: bool,
+    chance: &mut Chance,
+) -> Policy {
+    let count = 1 + chance.below(5);
+    let features = (0..count).map(|index| draw_feature(topics, topic, format!("f{index}"), chance)).collect();
+    let mut policy = Policy { name, topic, features, derived: Vec::new(), rules: Vec::new(), model };
+    policy.derived = draw_derived(&policy, chance);
+    policy.rules = draw_rules(topics, &policy, chance);
+    policy
+}
+
+fn draw_feature(topics: &[Topic], topic: usize, name: String, chance: &mut Chance) -> Feature {
+    let source = chance.below(topics.len());
+    let keys: &[&[&str]] = if topics[source].name == "payments" && topics[topic].name == "payments" {
+        &[&["card"], &["shop"], &["card", "shop"]]
+    } else {
+        &[&["card"]]
+    };
+    let columns: &[(&str, Type)] = match topics[source].name {
+        "payments" => &[("items", Type::Int64), ("note", Type::Text), ("amount", AMOUNT)],
+        _ => &[("note", Type::Text), ("amount", AMOUNT)],
+    };
+    let column = *chance.pick(columns);
+    let mut any = vec![Aggregate::NUnique, Aggregate::First, Aggregate::Last, Aggregate::Min, Aggregate::Max];
+    any.push(Aggregate::Lag(1 + chance.below(3) as u32));
+    if column.1 != Type::Text {
+        any.extend([Aggregate::Sum, Aggregate::Mean, Aggregate::Std, Aggregate::Var]);
+    }
+    let (aggregate, column) = match chance.below(10) {
+        0..=2 => (Aggregate::Count, None),
+        3 => (Aggregate::SinceLast, None),
+        _ => (*chance.pick(&any), Some(column)),
+    };
+    Feature {
+        name,
+        source,
+        key: chance.pick(keys).to_vec(),
+        aggregate,
+        column,
+        filter: chance.percent(30).then(|| draw_filter(chance)),
+        length_us: *chance.pick(&LENGTHS),
+        delay_us: if chance.percent(25) { *chance.pick(&[20 * SECOND, 300 * SECOND]) } else { 0 },
+        include_current: chance.percent(75),
+    }
+}
+
+fn draw_filter(chance: &mut Chance) -> Expression {
+    let amount = || expr::column("amount", AMOUNT);
+    match chance.below(3) {
+        0 => expr::test("greater", vec![amount(), expr::hundredths(chance.between(0, 60_000))]),
+        1 => expr::test("not", vec![expr::test("is_null", vec![expr::column("note", Type::Text)])]),
+        _ => expr::test("equal", vec![expr::column("note", Type::Text), expr::text("red")]),
+    }
+}
+
+/// Up to two: a whole number that may be null made one that is not, and a share of it.
+fn draw_derived(policy: &Policy, chance: &mut Chance) -> Vec<(String, Expression)> {
+    let count = policy.features.iter().find(|feature| feature.kind() == Type::Int64);
+    let Some(count) = count.filter(|_| chance.percent(60)) else { return Vec::new() };
+    let known =
+        expr::call("coalesce", Type::Int64, vec![expr::column(&count.name, Type::Int64), expr::integer(-1)]);
+    let sum = expr::call("add", Type::Int64, vec![known, expr::integer(chance.between(0, 2))]);
+    let as_float = |name: &str| expr::call("cast", Type::Float64, vec![expr::column(name, Type::Int64)]);
+    let share = expr::call("divide", Type::Float64, vec![as_float(&count.name), as_float("known")]);
+    vec![("known".into(), sum), ("share".into(), share)]
+}
+
+fn draw_rules(topics: &[Topic], policy: &Policy, chance: &mut Chance) -> Vec<Rule> {
+    let count = chance.below(4);
+    let rule = |index: usize| Rule {
+        name: format!("r{index}"),
+        outcome: chance.below(OUTCOMES.len()),
+        when: {
+            let (one, other) =
+                (draw_condition(topics, policy, chance), draw_condition(topics, policy, chance));
+            match chance.below(3) {
+                0 => expr::test("and", vec![one, other]),
+                1 => expr::test("or", vec![one, other]),
+                _ => one,
+            }
+        },
+    };
+    (0..count).map(rule).collect()
+}
+
+fn draw_condition(topics: &[Topic], policy: &Policy, chance: &mut Chance) -> Expression {
+    let mut columns = policy.columns();
+    columns.extend(topics[policy.topic].fields.iter().cloned());
+    if policy.model {
+        columns.push(Field { name: "score".into(), kind: Type::Float64, optional: true });
+    }
+    let field = chance.pick(&columns);
+    let known = expr::column(&field.name, field.kind);
+    let operation = *chance.pick(&["greater", "less", "equal"]);
+    match field.kind {
+        Type::Int64 => expr::test(operation, vec![known, expr::integer(chance.between(0, 4))]),
+        Type::Float64 => expr::test("greater", vec![known, expr::float(chance.between(0, 10) as f64 / 4.0)]),
+        Type::Text => expr::test("equal", vec![known, expr::text("red")]),
+        Type::Decimal(..) => expr::test("greater", vec![known, expr::hundredths(chance.between(0, 90_000))]),
+        Type::Bool | Type::Timestamp => expr::test("is_null", vec![known]),
+    }
+}

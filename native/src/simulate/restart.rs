@@ -1,0 +1,153 @@
+//! How the gate ends, and comes back.
+
+use std::sync::Arc;
+
+use super::Broken;
+use super::disk::{Fault, Loss};
+use super::history::ensure;
+use super::run::Run;
+use crate::gate::Core;
+
+impl Run {
+    /// The gate ends: killed, stopped, in the middle of a call, or with the machine.
+    pub(super) fn crash(&mut self) -> Result<(), Broken> {
+        let power = self.chance.percent(self.odds.power);
+        match self.chance.below(10) {
+            0 => {
+                self.note("orderly end", String::new());
+                if let Some(core) = self.core.take() {
+                    core.close().map_err(|error| format!("the gate does not close: {error}"))?;
+                }
+                self.end_gate(power);
+                self.settled = !power;
+            }
+            1..=3 => {
+                self.note("killed", String::new());
+                self.end_gate(power);
+                self.settled = !power;
+            }
+            _ => {
+                let fault = *self.chance.pick(&[
+                    Fault::Stop,
+                    Fault::StopAfter,
+                    Fault::FailedWrite,
+                    Fault::ShortWrite,
+                    Fault::FailedSync,
+                    Fault::FailedAllocate,
+                    Fault::FailedRead,
+                ]);
+                self.disk.arm(fault, 1 + self.chance.below(6) as u64);
+                self.trace.push(format!("armed {fault:?}"));
+                self.unreadable = fault == Fault::FailedRead;
+                self.door
+                    .flights
+                    .values_mut()
+                    .for_each(|flight| flight.unreadable |= fault == Fault::FailedRead);
+                for _ in 0..3 {
+                    self.send();
+                    self.cycle()?;
+                    self.deliver();
+                }
+                if let Some(fault) = self.disk.disarm() {
+                    self.note(&format!("{fault:?}: the gate went on"), String::new());
+                }
+                self.end_gate(power);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn end_gate(&mut self, power: bool) {
+        self.core = None;
+        self.unreadable = false;
+        self.reader = None;
+        self.models.clear();
+        self.unanswered.extend(self.door.lose_gate());
+        if power {
+            let loss = *self.chance.pick(&[Loss::Everything, Loss::Writes, Loss::Sectors, Loss::Bytes]);
+            self.disk = self.disk.lose_power(&mut self.chance, loss);
+            self.follower = None;
+            self.note(&format!("power loss: {loss:?}"), String::new());
+        } else if self.chance.percent(50) {
+            self.follower = None;
+        }
+    }
+
+    pub(super) fn recover(&mut self) -> Result<(), Broken> {
+        if std::mem::take(&mut self.settled) && self.chance.percent(self.odds.flip) {
+            self.damage()?;
+        }
+        if self.chance.percent(self.odds.change) && self.summary.starts < 40 {
+            let mut changed = (*self.pipeline).clone();
+            let what = changed.change(&mut self.chance);
+            self.pipeline = Arc::new(changed);
+            self.follower = None;
+            self.note("pipeline changed", what.into());
+            self.history.define(&self.pipeline);
+        }
+        self.start()
+    }
+
+    /// Until it succeeds: without a fault it must.
+    pub(super) fn start(&mut self) -> Result<(), Broken> {
+        for attempt in 0..20 {
+            if self.chance.percent(20) && attempt < 10 && self.history.sequence > 0 {
+                let fault =
+                    *self.chance.pick(&[Fault::Stop, Fault::StopAfter, Fault::ShortWrite, Fault::FailedSync]);
+                self.disk.arm(fault, 1 + self.chance.below(30) as u64);
+            }
+            self.summary.starts += 1;
+            let opened = self.open();
+            let fault = self.disk.disarm();
+            match opened {
+                Ok(()) => {
+                    let Some(fault) = fault else { break };
+                    self.core = None;
+                    self.note(&format!("{fault:?} in a start"), String::new());
+                }
+                Err(error) if fault.is_some() => {
+                    self.note(&format!("{:?} in a start", fault.expect("it struck")), error)
+                }
+                Err(error) if self.limited => {
+                    self.note("no start on a full disk", error);
+                    self.disk.limit(None);
+                    self.limited = false;
+                }
+                // The file is marked, and the next start does without it.
+                Err(error) if self.ids_damaged && error.starts_with("ids/") => {
+                    self.note("a rotten file of ids: no start", error);
+                }
+                Err(error) => return Err(format!("no start: {error}")),
+            }
+            if self.chance.percent(self.odds.power) {
+                self.disk = self.disk.lose_power(&mut self.chance, Loss::Bytes);
+                self.follower = None;
+            }
+        }
+        self.check_whole_log()?;
+        self.check_positions()?;
+        ensure(self.history.open().is_empty(), || {
+            format!("undecided after a start: {:?}", self.history.open())
+        })?;
+        if self.chance.percent(30) { self.check_state() } else { Ok(()) }
+    }
+
+    pub(super) fn open(&mut self) -> Result<(), String> {
+        let (settings, log_settings, ids_settings) = self.settings.clone();
+        let (plan, clock) = (self.pipeline.plan(), self.clock.clone());
+        let shared = self.shared();
+        let opened = Core::open(plan, shared, clock, settings, log_settings, ids_settings, &mut |_, _, _| {});
+        let (core, started) = opened.map_err(|error| error.to_string())?;
+        self.trace.push(format!(
+            "started at commit {}: {} commits read, {} undecided, {} bytes cut, lacking {:?}",
+            started.recovery.last_sequence,
+            started.commits,
+            started.undecided,
+            started.recovery.cut_bytes,
+            started.incomplete
+        ));
+        self.history.lacks(&started.incomplete);
+        self.core = Some(core);
+        Ok(())
+    }
+}

@@ -1,0 +1,103 @@
+//! Many seeds; one seed again.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::controls::{Safeguard, without};
+use super::run::Run;
+use super::summary::Summary;
+
+const STEPS_TOLD: usize = 30;
+/// What each change has to pass.
+const SEEDS: u64 = 200;
+
+/// Numbers that the make targets pass on.
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok().filter(|text| !text.is_empty())?;
+    let digits = text.strip_prefix("0x");
+    let parsed = match digits {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    Some(parsed.unwrap_or_else(|_| panic!("{name} is no number: {text}")))
+}
+
+/// One seed, to its end or to what must not be.
+fn outcome(seed: u64) -> Result<(u64, Summary), String> {
+    let mut run = Run::new(seed);
+    let ended = catch_unwind(AssertUnwindSafe(|| run.run()));
+    let broken = match ended {
+        Ok(Ok(hash)) => return Ok((hash, run.summary)),
+        Ok(Err(broken)) => broken,
+        Err(_) => "an invariant is broken; its place is above".into(),
+    };
+    let last = run.trace.len().saturating_sub(STEPS_TOLD);
+    let steps = run.trace[last..].join("\n  ");
+    Err(format!("seed {seed:#x}: {broken}\n  {steps}\nreplay it: make simulate SEED={seed:#x}"))
+}
+
+fn simulate(seed: u64) -> (u64, Summary) {
+    outcome(seed).unwrap_or_else(|broken| panic!("{broken}"))
+}
+
+#[test]
+fn whatever_happens_to_the_service_nothing_acknowledged_is_lost_or_told_otherwise() {
+    let (first, count) = (number("FROM").unwrap_or(0), number("SEEDS").unwrap_or(SEEDS));
+    let (mut total, mut broken) = (Summary::default(), Vec::new());
+    for seed in first..first + count {
+        match outcome(seed) {
+            Ok((_, summary)) => total.add(&summary),
+            Err(found) => broken.push(found),
+        }
+        if count > SEEDS && (seed - first + 1) % 500 == 0 {
+            println!("{} of {count} seeds, {} broken", seed - first + 1, broken.len());
+        }
+    }
+    println!("{total}");
+    for found in &broken {
+        println!("{found}");
+    }
+    assert!(broken.is_empty(), "{} of {count} seeds are broken, the first: {}", broken.len(), broken[0]);
+}
+
+#[test]
+fn a_seed_is_the_same_run_again() {
+    for seed in 0..10 {
+        assert_eq!(simulate(seed), simulate(seed), "seed {seed:#x}");
+    }
+}
+
+/// Without a safeguard the same runs must find that something is lost or wrong: else they would find nothing.
+fn finds_the_lack_of(safeguard: Safeguard, seeds: u64) {
+    let lacking = (0..seeds).filter(|&seed| without(safeguard, || outcome(seed)).is_err()).count();
+    println!("{lacking} of {seeds} seeds find the lack of {safeguard:?}");
+    assert!(
+        lacking > 0,
+        "{seeds} runs without {safeguard:?} and all is well: the simulation cannot find its lack"
+    );
+}
+
+#[test]
+fn without_sync_something_is_lost_and_found_to_be() {
+    finds_the_lack_of(Safeguard::Sync, 20);
+}
+
+#[test]
+fn without_checksums_something_is_wrong_and_found_to_be() {
+    finds_the_lack_of(Safeguard::Checksums, 40);
+}
+
+#[test]
+fn without_the_ids_of_the_log_something_is_there_twice_and_found_to_be() {
+    finds_the_lack_of(Safeguard::Ids, 20);
+}
+
+#[test]
+#[ignore = "make simulate SEED=… runs one seed and tells its steps"]
+fn one_seed() {
+    let seed = number("SEED").expect("SEED=0x…");
+    let mut run = Run::new(seed);
+    let outcome = run.run();
+    run.trace.iter().for_each(|step| println!("{step}"));
+    println!("{}", run.summary);
+    outcome.unwrap();
+}
