@@ -66,7 +66,7 @@ impl Weights {
             cycle_bytes: part(10).min(3 << 19),
             commit_bytes: part(10).min(commit_bytes),
             letter_bytes: part(32).min(1 << 20),
-            catalog_bytes: part(8).min(512 << 10) + LETTER_TOPIC_BYTES * kept,
+            catalog_bytes: part(16).min(512 << 10) + LETTER_TOPIC_BYTES * kept,
             frame_bytes: part(64).min(256 << 10),
             row_bytes_max: row_bytes_max + limits.event_bytes + limits.text_bytes,
             limits,

@@ -194,8 +194,9 @@ impl Run {
             let now_us = self.history.forgotten_us;
             let newest = *self.history.ids[&id].last().expect("it is known");
             let origin = self.history.past[newest].origin.as_deref();
-            if self.history.remembered(&id, topic.retain_us, now_us).is_none() || origin != Some(policy.name)
-            {
+            let remembered = self.history.remembered(&id, topic.retain_us, now_us).is_some();
+            // An id may have come again since, for another event.
+            if !remembered || origin != Some(policy.name) || self.history.past[newest].row != row {
                 continue;
             }
             let body = super::event::to_json(topic, &row, &mut self.chance).into_bytes();

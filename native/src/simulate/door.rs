@@ -341,6 +341,10 @@ fn check_dry_run(what: &str, flight: &Flight, status: u16, body: &[u8]) -> Resul
     }
     let Some(expected) = &flight.expected else { return Ok(()) };
     let told = without_time(body)?;
+    if told["cause"] == "state_full" {
+        // When the state has no room for a key, the core alone knows.
+        return Ok(());
+    }
     // Spreads are computed here with rounding.
     ensure(near(&told, expected, 1e-9), || format!("{what}: told {told}, would be {expected}"))
 }

@@ -142,6 +142,7 @@ impl Pipeline {
             });
             json!({
                 "name": policy.name, "features": index, "model": policy.model.then_some(0), "within_us": 50_000,
+                "on_full": "refuse",
                 "fallback": policy.fallback(), "outcomes": OUTCOMES, "default": "approve",
                 "rules": rules.collect::<Vec<_>>(),
                 "definition": policy.version(), "version": policy.version(),
@@ -165,6 +166,7 @@ impl Topic {
         json!({
             "name": self.name, "fields": self.fields, "id": place(self.id), "time": place(self.time),
             "retain_us": self.retain_us, "lateness_us": self.lateness_us, "ahead_us": AHEAD_US,
+            "dead_letters": false,
         })
     }
 }
