@@ -161,6 +161,7 @@ def test_a_service_starts_on_a_full_disk_and_says_so(tmp_path: Path, disk: Path)
         assert service.end() == 0
 
 
+@pytest.mark.long
 def test_a_device_that_fails_a_sync_ends_the_service_and_costs_nothing_acknowledged(tmp_path: Path) -> None:
     """A real EIO: a loop device over a file with holes, in a file system that has no room left to fill them.
 
