@@ -88,7 +88,7 @@ impl Core {
         Ok((take_rows(&batch, told.iter().map(|told| !told))?, kept))
     }
 
-    /// Whether an event is such a line: the very same, and nothing was said of it before.
+    /// Whether an event is such a line: the very same, and nothing came before it under its id, in this cycle either.
     fn is_told_line(
         &self,
         cycle: &mut Cycle,
@@ -97,6 +97,9 @@ impl Core {
         (row, hash): (usize, u64),
     ) -> Result<bool> {
         let Some((number, line)) = self.told_lines.get(&(policy, hash)) else { return Ok(false) };
+        if cycle.fresh.find(hash, |fresh| fresh.hash == hash).is_some() {
+            return Ok(false);
+        }
         let Source::Text { body, lines, .. } = &self.bulk[number].source else { return Ok(false) };
         let topic = self.plan.policy_topic(policy);
         let line = self.decoders[topic].decode(std::iter::once(&body[lines[*line].clone()]));
