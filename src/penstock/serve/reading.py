@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from collections import deque
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,7 @@ class Head:
         self.length = length  # of the body
 
 
-class Reader(asyncio.Protocol):
+class Reader(asyncio.Protocol, ABC):
     """The half of a connection that reads requests; the other half, with the transport, is `Connection`.
 
     They are one object, because each request would pay for the way between two.
@@ -286,14 +287,14 @@ class Reader(asyncio.Protocol):
 
     # The other half does these.
 
-    def flush(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def flush(self) -> None: ...
 
-    def _pause_reading(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _pause_reading(self) -> None: ...
 
-    def _read_on(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _read_on(self) -> None: ...
 
 
 class _LastRequest(Exception):
