@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from processes import (
     Answer,
     Service,
     eventually,
+    lacking,
     payment,
     running,
     without_time,
@@ -39,7 +41,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", str(folder)]
     mounted = subprocess.run(command, capture_output=True, text=True, check=False)
     if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+        lacking(f"no file system can be mounted here: {mounted.stderr.strip()}")
     try:
         yield folder
     finally:
@@ -161,11 +163,12 @@ def test_a_service_starts_on_a_full_disk_and_says_so(tmp_path: Path, disk: Path)
         assert service.end() == 0
 
 
-@pytest.mark.long
 def test_a_device_that_fails_a_sync_ends_the_service_and_costs_nothing_acknowledged(tmp_path: Path) -> None:
     """A real EIO: a loop device over a file with holes, in a file system that has no room left to fill them.
 
-    The log's zeros are holes in that file once it is dug through; a sync that must fill one fails in the device.
+    The log's zeros are holes in that file once it is dug through; a sync that must fill one fails in the device. A loop
+    device says of a request that it could write in part only that it is done (seen on Linux 6.18), so blocks and
+    requests are a page each, which is written whole or not.
     """
     backing = tmp_path / "backing"
     backing.mkdir()
@@ -174,7 +177,7 @@ def test_a_device_that_fails_a_sync_ends_the_service_and_costs_nothing_acknowled
     def do(*command: object) -> str:
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=PATIENCE_S)
         if done.returncode:
-            pytest.skip(f"no failing device can be made here: {done.stderr.strip()}")
+            lacking(f"no failing device can be made here: {done.stderr.strip()}")
         return done.stdout.strip()
 
     try:
@@ -182,14 +185,16 @@ def test_a_device_that_fails_a_sync_ends_the_service_and_costs_nothing_acknowled
         undo.append(["umount", "--lazy", str(backing)])
         image, folder = backing / "image", tmp_path / "device"
         do("truncate", "-s", "96M", image)
-        do("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", image)
+        do("mkfs.ext4", "-q", "-b", "4096", "-E", "lazy_itable_init=0,lazy_journal_init=0", image)
         device = do("losetup", "--find", "--show", image)
         undo.append(["losetup", "--detach", device])
+        Path(f"/sys/block/{Path(device).name}/queue/max_sectors_kb").write_text("4")
         folder.mkdir()
         do("mount", device, folder)
         undo.append(["umount", str(folder)])
         told: list[JSON] = []
-        with running(folder / "data", *SETTINGS, app=pipeline(tmp_path)) as service:
+        data = on(folder, tmp_path)
+        with running(data, *SETTINGS, app=pipeline(tmp_path)) as service:
             told.append(without_time(decide(service, "authorise", payment(0)).json()))
             os.sync()
             do("fallocate", "--dig-holes", image)
@@ -202,14 +207,15 @@ def test_a_device_that_fails_a_sync_ends_the_service_and_costs_nothing_acknowled
                 told.append(without_time(answer.json()))
             assert (answer.status, answer.code) == (503, "core_failed")
             assert service.process.wait(PATIENCE_S) == 1
-            assert "could not sync" in service.log.read_text()
+            # That, or the file system has become read-only because its journal met the same.
+            assert re.search("could not (sync|write)", service.log.read_text())
         ballast.unlink()
         # What the kernel has of the file is not what the device has: only a fresh look counts.
         do("umount", folder)
         undo.pop()
         do("mount", device, folder)
         undo.append(["umount", str(folder)])
-        with running(folder / "data", *SETTINGS, app=tmp_path / "app.py") as service:
+        with running(data, *SETTINGS, app=tmp_path / "app.py") as service:
             for number, first in enumerate(told):
                 again = decide(service, "authorise", payment(number))
                 assert without_time(again.json()) == first, number
