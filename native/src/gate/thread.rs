@@ -16,6 +16,7 @@ use super::stats::Stats;
 use super::{Answer, MODEL, Request, Told};
 use crate::decode::Decoder;
 use crate::error::{Error, Result};
+use crate::memory;
 use crate::plan::Plan;
 
 /// A core on a thread of its own. `submit` and `take` never wait for it.
@@ -50,6 +51,7 @@ struct Inbox {
 
 impl Gate {
     pub fn start(core: Core) -> Result<Gate> {
+        memory::keep_large();
         let ready = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|error| Error::io("could not make an eventfd", error.into()))?;
         let shared = Arc::new(Shared {
