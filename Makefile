@@ -11,7 +11,7 @@ CORE_SOURCES := $(shell find native -name target -prune -o -type f -print)
 CARGO := path=$$(scripts/find-cargo) && PATH="$$path:$$PATH" VIRTUAL_ENV="$(CURDIR)/.venv"
 # What maturin tells pyo3's build script: cargo's tests say the same and find its crates compiled.
 PYO3 := PYO3_BUILD_EXTENSION_MODULE=1 PYO3_CONFIG_FILE="$$(echo "$(CURDIR)"/native/target/maturin/pyo3-config-*-abi3.txt)"
-SIMULATE = $(CARGO) $(PYO3) SEED=$(SEED) cargo test --manifest-path native/Cargo.toml --release --locked --features python --lib
+SIMULATE = $(CARGO) $(PYO3) SEED=$(SEED) SEEDS=$(SEEDS) FROM=$(FROM) cargo test --manifest-path native/Cargo.toml --release --locked --features python --lib
 export CARGO_TARGET_DIR := $(CURDIR)/native/target
 
 # A clone of RustSec's advisory database, for `make audit` on a machine without network.
@@ -58,7 +58,7 @@ simulate: test-ready
 	@$(SIMULATE) one_seed -- --ignored --nocapture
 
 simulate-long: test-ready
-	@SEEDS=$(SEEDS) FROM=$(FROM) $(SIMULATE) whatever_happens -- --nocapture
+	@$(SIMULATE) whatever_happens -- --nocapture
 
 test-long: test-ready
 	@$(MAKE) -s bench-ids

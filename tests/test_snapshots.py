@@ -109,6 +109,23 @@ def test_whichever_byte_of_a_snapshot_is_flipped_the_state_is_the_same(tmp_path:
     assert passed_over > 1_000
 
 
+def test_an_old_snapshot_stays_for_as_long_as_a_newer_one_is_damaged(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write_two_snapshots(data)
+    older, damaged = snapshots(data)
+    flip(damaged, damaged.stat().st_size - 100)
+    app = patient_first(tmp_path)
+    for start in (2, 3):
+        # A process that began with the older one, and knows nothing of the other.
+        with running(data, app=app) as service:
+            service.decide(payment(100 * start))
+            assert service.end() == 0
+        kept = snapshots(data)
+        if start == 2:
+            assert kept[:2] == [older, damaged] and len(kept) == 3
+    assert len(kept) == 2 and older not in kept and damaged not in kept
+
+
 def snapshotter_pid(data: Path) -> int:
     lock = data / "snapshots" / "lock"
     eventually(lambda: lock.exists() and lock.read_text().strip())

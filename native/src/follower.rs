@@ -3,7 +3,8 @@
 //! A follower reads commits in order and applies them to an engine. Where it meets decisions it computes their features
 //! a second time and compares: the state is a pure function of the log, or something is wrong.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::io::Write;
 use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
@@ -33,6 +34,8 @@ pub struct Follower {
     /// Some of the state came from the log because the newest snapshot does not have it.
     pub rebuilt: bool,
     awaited: AwaitedRows,
+    /// Snapshots that were read back as they were written.
+    sound: BTreeSet<u64>,
     disk: Arc<dyn Disk>,
     position: Option<Position>,
     reader: Option<Reader>,
@@ -97,6 +100,7 @@ impl Follower {
             passed_over: Vec::new(),
             rebuilt: false,
             awaited: AwaitedRows::default(),
+            sound: BTreeSet::new(),
             disk,
             position: None,
             reader: None,
@@ -157,7 +161,8 @@ impl Follower {
                 })
                 .collect(),
         };
-        snapshot::write(&self.disk, &header, |index, out| self.engine.save_store(index, out))?;
+        let save = |index, out: &mut dyn Write| self.engine.save_store(index, out);
+        snapshot::write(&self.disk, &header, &mut self.sound, save)?;
         Ok(self.sequence)
     }
 

@@ -6,6 +6,7 @@
 //!
 //! The stores carry checksums of their own. A file gets its name only once it is whole and durable.
 
+use std::collections::BTreeSet;
 use std::io::{self, Read as _, Write};
 use std::sync::Arc;
 
@@ -14,14 +15,15 @@ use serde::{Deserialize, Serialize};
 use crate::disk::{Disk, File, Mode};
 use crate::error::{Error, Result};
 use crate::log::Position;
-use crate::windows::{Store, StorePlan};
+use crate::windows::{Store, StorePlan, check_saved};
 
 const FOLDER: &str = "snapshots";
 const MAGIC: &[u8; 8] = b"PENSNAP1";
 /// Written and synced in such pieces, so that a decision's own sync never waits long behind them.
 const PIECE_BYTES: usize = 1 << 20;
 const DRAFT: &str = "draft";
-const KEPT: usize = 2;
+/// So many that were read back whole are kept, and the log is not cut before there are so many: one may still be lost.
+pub const KEPT: usize = 2;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Header {
@@ -119,15 +121,32 @@ pub fn verify(disk: &Arc<dyn Disk>, sequence: u64) -> Result<Header> {
         let loaded = Store::load(stored.plan, &mut snapshot.read(place));
         loaded.map_err(|error| snapshot.damaged(&error))?;
     }
-    let mut end = [0; MAGIC.len()];
-    let read = FileInput { file: snapshot.file.clone(), offset: snapshot.next }.read_exact(&mut end);
-    match read.is_ok() && &end == MAGIC {
-        true => Ok(snapshot.header),
-        false => Err(Error::damaged(&snapshot.path, snapshot.next, "it does not end as a snapshot does")),
+    snapshot.check_end()?;
+    Ok(snapshot.header)
+}
+
+/// Read all of a snapshot and compare its checksums. Memory holds a piece of it at a time.
+fn check(disk: &Arc<dyn Disk>, sequence: u64) -> Result<()> {
+    let mut snapshot = open(disk, sequence)?;
+    for _ in 0..snapshot.header.stores.len() {
+        let place = snapshot.next_store()?;
+        let checked = check_saved(&mut snapshot.read(place), place.length);
+        checked.map_err(|error| snapshot.damaged(&error))?;
     }
+    snapshot.check_end()
 }
 
 impl Snapshot {
+    /// After the last store.
+    fn check_end(&self) -> Result<()> {
+        let mut end = [0; MAGIC.len()];
+        let read = FileInput { file: self.file.clone(), offset: self.next }.read_exact(&mut end);
+        match read.is_ok() && &end == MAGIC {
+            true => Ok(()),
+            false => Err(Error::damaged(&self.path, self.next, "it does not end as a snapshot does")),
+        }
+    }
+
     fn damaged(&self, error: &Error) -> Error {
         let what = match error {
             Error::Damaged { what, .. } => what.clone(),
@@ -154,10 +173,12 @@ impl Snapshot {
     }
 }
 
-/// Write a snapshot; `save` writes each store in turn. Older ones beyond two are removed.
+/// Write a snapshot, and read it back; `save` writes each store in turn. Older ones are removed where two newer ones are
+/// sound: `sound` remembers what was read back, so that each is read once.
 pub fn write(
     disk: &Arc<dyn Disk>,
     header: &Header,
+    sound: &mut BTreeSet<u64>,
     save: impl FnMut(usize, &mut dyn Write) -> Result<()>,
 ) -> Result<()> {
     // A snapshotter that outlived its gate may still write one of its own.
@@ -171,7 +192,13 @@ pub fn write(
     let failed = |error| Error::io(format!("could not write {path}"), error);
     disk.rename(&draft, &path).map_err(failed)?;
     disk.sync_folder(FOLDER).map_err(failed)?;
-    remove_old(disk.as_ref())
+    remove_old(disk, sound)?;
+    if !sound.contains(&header.sequence) {
+        // Those before it were kept in its place.
+        disk.remove(&path).map_err(failed)?;
+        return Err(Error::damaged(&path, 0, "it was not as it had been written, and is removed"));
+    }
+    Ok(())
 }
 
 fn write_draft(
@@ -213,10 +240,17 @@ pub fn remove_drafts(disk: &dyn Disk) -> Result<()> {
     Ok(())
 }
 
-fn remove_old(disk: &dyn Disk) -> Result<()> {
-    let sequences = list(disk)?;
-    for &sequence in &sequences[..sequences.len().saturating_sub(KEPT)] {
-        disk.remove(&path(sequence)).map_err(|error| Error::io("could not remove an old snapshot", error))?;
+fn remove_old(disk: &Arc<dyn Disk>, sound: &mut BTreeSet<u64>) -> Result<()> {
+    let mut kept = 0;
+    for sequence in list(disk.as_ref())?.into_iter().rev() {
+        if kept == KEPT {
+            let removed = disk.remove(&path(sequence));
+            removed.map_err(|error| Error::io("could not remove an old snapshot", error))?;
+            sound.remove(&sequence);
+        } else if sound.contains(&sequence) || check(disk, sequence).is_ok() {
+            sound.insert(sequence);
+            kept += 1;
+        }
     }
     Ok(())
 }

@@ -61,6 +61,20 @@ def test_old_files_go_by_the_clock_even_where_nothing_is_written(idle: str) -> N
         assert (service.started["first_sequence"] > 1) == (idle == "5d")
 
 
+def test_the_log_is_cut_only_where_two_snapshots_need_it_no_more() -> None:
+    with testing.run(FIRST, now="2026-11-01T12:00:00Z", settings=TINY) as service:
+        firsts = []
+        for number in range(60):
+            decide(service, number)
+            if number in (20, 40):
+                service.snapshot()
+            if number in (39, 59):
+                service.crash()
+                firsts.append(service.started["first_sequence"])
+        assert firsts[0] == 1
+        assert firsts[1] > 1
+
+
 def decide(service: testing.Service, number: int) -> None:
     """A hundred payments; a minute later."""
     service.clock.advance("1m")

@@ -321,11 +321,11 @@ impl Core {
     /// What is older than its retention, as far as no state has to be made from it again and no event in it waits for
     /// its model. An id is forgotten with its event, so that the index does not hold anything back.
     fn try_remove_old(&mut self, now_us: i64) -> Result<()> {
-        let oldest_snapshot = snapshot::list(self.disk.as_ref())?.first().copied();
-        if let Some(sequence) = oldest_snapshot.filter(|&sequence| sequence >= self.trim_from) {
+        let snapshots = snapshot::list(self.disk.as_ref())?;
+        if snapshots.len() >= snapshot::KEPT && snapshots[0] >= self.trim_from {
             let undecided = self.pending.values().map(|pending| pending.after).min().unwrap_or(u64::MAX);
             // The segment with the snapshot's own commit stays: reading goes on from there.
-            self.log.trim(now_us, sequence.min(undecided))?;
+            self.log.trim(now_us, snapshots[0].min(undecided))?;
         }
         let retain_us = self.plan.topics.iter().map(|topic| topic.retain_us).max().unwrap_or(0);
         self.ids.expire(now_us.saturating_sub(retain_us))?;

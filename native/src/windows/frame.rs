@@ -47,11 +47,23 @@ pub fn write_section(out: &mut dyn Write, bytes: &[u8]) -> Result<()> {
     section.end()
 }
 
+/// Reads a saved state of a known length to its end and compares its checksums; what it says is not looked at.
+pub fn check_saved(input: &mut dyn Read, length: u64) -> Result<()> {
+    let mut left = length;
+    while left > 0 {
+        let section = u64::from_le_bytes(read_array(input)?);
+        // With its length before it and its checksum behind it.
+        left = left.checked_sub(12).and_then(|left| left.checked_sub(section)).ok_or_else(too_long)?;
+        Pieces { input, piece: Vec::new(), at: 0, left: section, crc: 0 }.end()?;
+    }
+    Ok(())
+}
+
 /// Reads the next section whole; `limit` bounds what a damaged length can ask for.
 pub fn read_section(input: &mut dyn Read, limit: u64) -> Result<Vec<u8>> {
     let length = u64::from_le_bytes(read_array(input)?);
     if length > limit {
-        return Err(damaged("a section is longer than it can be"));
+        return Err(too_long());
     }
     let mut bytes = Vec::new();
     input.take(length).read_to_end(&mut bytes).map_err(unreadable)?;
@@ -130,6 +142,10 @@ fn unreadable(error: std::io::Error) -> Error {
         std::io::ErrorKind::UnexpectedEof => damaged("it ends too early"),
         _ => damaged(&format!("it could not be read: {error}")),
     }
+}
+
+fn too_long() -> Error {
+    damaged("a section is longer than it can be")
 }
 
 pub fn damaged(what: &str) -> Error {

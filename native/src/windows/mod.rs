@@ -52,6 +52,7 @@ use crate::threads::side_by_side;
 
 pub use change::Gap;
 use change::Since;
+pub use frame::check_saved;
 use keys::{KeyRef, Keys};
 use layout::Layout;
 use output::{Answers, Output, Shape};
