@@ -25,8 +25,10 @@ TEST ?=
 SEED ?=
 SEEDS ?= 5000
 FROM ?= 0
+# How long: make soak MINUTES=480
+MINUTES ?= 20
 
-.PHONY: help demo test test-long test-core test-python simulate simulate-long bench bench-ids bench-peers check audit clean ready test-ready
+.PHONY: help demo test test-long test-core test-python simulate simulate-long bench bench-ids bench-peers soak check audit clean ready test-ready
 
 help:
 	@echo "make demo          payments decided while their sender waits, for 60 seconds (ARGS=\"--seconds 20\")"
@@ -37,6 +39,7 @@ help:
 	@echo "make audit         known vulnerabilities of what we depend on (needs the network)"
 	@echo "make bench         measure this machine and write bench/RESULTS.md"
 	@echo "make bench-peers   the same task in Bytewax and Pathway, beside it"
+	@echo "make soak          hours under load, with a fault every half minute; writes bench/SOAK.md (MINUTES=20)"
 	@echo "make bench-ids     the index of ids at fifty million, by itself"
 	@echo "make clean         remove what was built"
 	@echo
@@ -87,6 +90,9 @@ bench-ids: ready
 
 bench-peers: ready .venv/.bench
 	@$(BIN)/python bench/peers.py $(ARGS)
+
+soak: ready .venv/.bench
+	@$(BIN)/python bench/soak/run.py --minutes $(MINUTES) $(ARGS)
 
 clean:
 	rm -rf .venv .bench native/target $(CORE) .mypy_cache .pytest_cache .ruff_cache .hypothesis

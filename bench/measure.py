@@ -84,8 +84,8 @@ def anonymous_mb(pid: int) -> float:
 
 def process_tree(pid: int) -> list[int]:
     """A process and all its descendants."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *(each for child in children for each in process_tree(int(child)))]
+    started = [file.read_text().split() for file in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [pid, *(each for children in started for child in children for each in process_tree(int(child)))]
 
 
 def flush_ms(folder: Path) -> float:

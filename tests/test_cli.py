@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import signal
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from processes import (
     JSON,
     NDJSON,
     PATIENCE_S,
+    eventually,
     fail,
     payment,
     penstock,
@@ -190,6 +192,24 @@ def test_an_export_has_a_column_for_each_type_that_a_feature_had(tmp_path: Path)
     assert table.column("usual:float64").to_pylist() == [12.5, None, None, None]
     assert table.column("usual:decimal(12, 2)").to_pylist() == [None, Decimal("12.50"), None, None]
     assert table.column("_offset").to_pylist() == table.column("offset").to_pylist() == [0, 1, 2, 3]
+
+
+def test_an_export_begins_with_the_oldest_row_that_retention_has_left(tmp_path: Path) -> None:
+    data, target = tmp_path / "data", tmp_path / "payments.parquet"
+    often = ("--retention", "1s", "--segment-bytes", "16MiB", "--snapshot-every", "100ms")
+    with running(data, *often) as service:
+
+        def cut() -> bool:
+            lines = [json.dumps(payment(random.randbytes(10_000).hex())) for _ in range(100)]
+            assert service.call("POST", EVENTS, "\n".join(lines).encode(), NDJSON).status == 200
+            return not (data / "log" / f"{1:016x}.segment").exists()
+
+        eventually(cut)
+        assert service.end() == 0
+    succeed("export", "payments", "--to", target, "--data", data)
+    offsets = pq.read_table(target, columns=["_offset"])["_offset"].to_pylist()
+    assert offsets[0] > 0
+    assert offsets == list(range(offsets[0], offsets[-1] + 1))
 
 
 def test_a_log_is_sound_until_a_byte_of_it_changes(data: Path, tmp_path: Path) -> None:

@@ -140,16 +140,16 @@ def _offsets(start: int, count: int) -> pa.Array:
 
 
 def export_topic(data: Path, topic: str, target: Path) -> int:
-    """Write a topic's rows, with their offsets and commit times, to a Parquet file; how many there were.
+    """Write the rows of a topic, with their offsets and commit times, to a Parquet file; how many there were.
 
-    The columns are the newest schema's: what older rows lack is null. Where older rows have another type, a column
-    `name:type` beside the newest has their values.
+    They begin with the oldest that retention has left. The columns are the newest schema's: what older rows lack is
+    null. Where older rows have another type, a column `name:type` beside the newest has their values.
     """
     from penstock.runtime.replay import write_parquet
 
     columns = {each["name"]: Column.of_field(each) for each in _topic(data, topic)["fields"]}
     while True:
-        rows = _with_places(_native.LogReader(str(data), topic, 0), columns)
+        rows = _with_places(_native.LogReader(str(data), topic), columns)
         try:
             return write_parquet(rows, target, schema=_export_schema(columns))
         except OtherType as found:  # Only decisions change so, and rarely: what was written is written again.

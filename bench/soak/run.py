@@ -1,0 +1,253 @@
+"""`make soak`: a service under load for as long as one likes, with a fault every half minute; bench/SOAK.md.
+
+    python bench/soak/run.py [--minutes 20] [--share 0.7] [--seed 1] [--to FILE]
+
+The load is 70 % of what the service takes from the same client when it does not wait. Nothing that was acknowledged may
+be lost, repeated or told otherwise; memory must stay what it is once the windows are full; and between faults answers
+must come in time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from bench.measure import ROOT, anonymous_mb, preface, process_tree
+from bench.report import Figure, Section, write_results
+from bench.soak.books import Books, now
+from bench.soak.client import CONNECTIONS, DECIDE, Client
+from bench.soak.faults import Faults, command_of
+from penstock import _native
+from penstock.demo.load import closed_loop, request
+from penstock.demo.service import Service
+
+APP = Path(__file__).with_name("app.py")
+RESULTS = ROOT / "bench" / "SOAK.md"
+FAULT_EVERY_S = 30
+# A fault's own time and its queue: answers in so many seconds after one began do not count as calm.
+SETTLE_S = 12
+# The longest of the pipeline's windows and retentions: from then on, state and log stay as large as they are.
+FULL_S = 300
+SETTINGS = {"PENSTOCK_RETENTION": "4m", "PENSTOCK_SNAPSHOT_EVERY": "10s", "PENSTOCK_MODEL_TIME": "1s"}
+PROBE_S = 8
+P99_MS = 20
+# How often a reader of the log looks for more.
+LOOK_S = 0.02
+# Far from the numbers that the books give out.
+PROBE_FROM = 10**12
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    (ROOT / ".bench").mkdir(exist_ok=True)
+    before = preface(f"make soak MINUTES={arguments.minutes:g}")
+    print(before, flush=True)
+    with tempfile.TemporaryDirectory(dir=ROOT / ".bench") as folder:
+        soak = Soak(Path(folder), arguments.minutes * 60, arguments.share, arguments.seed)
+        section = soak.run()
+    print(f"\n{section.title}", *section.figures, sep="\n  ")
+    target = arguments.to or RESULTS
+    write_results(target, title="Soaked", preface=before, sections=[section])
+    print(f"\nwrote {target}")
+    if soak.books.findings:
+        sys.exit("\n".join(["what must not be:", *soak.books.findings[:20]]))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--share", type=float, default=0.7, help="of what the service can do")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--to", type=Path, help="write the results here")
+    return parser.parse_args()
+
+
+class Soak:
+    def __init__(self, folder: Path, seconds: float, share: float, seed: int) -> None:
+        self.seconds, self.share = seconds, share
+        self.data = folder / "data"
+        stuck = folder / "stuck"
+        environment = {**SETTINGS, "SOAK_STUCK": str(stuck)}
+        self.service = Service(APP, data=self.data, log=folder / "service.txt", environment=environment)
+        self.books = Books(now(), 1.0)
+        self.faults = Faults(self.service, self.books, stuck, random.Random(seed))
+        self.fault_seconds: list[int] = []
+        self.memory: list[tuple[int, dict[str, float]]] = []  # MB by process, at a second
+        self.log_mb: list[float] = []
+        self.freshness_s: list[float] = []
+        self.stopped = threading.Event()
+        self._due = FAULT_EVERY_S
+        self._faulting: threading.Thread | None = None
+        self._failed: list[BaseException] = []
+
+    def run(self) -> Section:
+        with self.service:
+            self.service.wait_until_ready()
+            most = self.probe()
+            self.books.begins, self.books.rate = now() + timedelta(seconds=1), self.share * most
+            print(f"{most:,.0f} decisions/s at most; the load is {self.books.rate:,.0f}/s", flush=True)
+            time.sleep(1)
+            reading = threading.Thread(target=self.follow, name="reader")
+            reading.start()
+            client = Client(self.service.address, self.books)
+            client.run(self.seconds, self.each_second)
+            if self._faulting is not None:
+                self._faulting.join()
+            self.stopped.set()
+            reading.join()
+        if self._failed:
+            raise self._failed[0]
+        compared = self.books.check_export(self.export())
+        return Section("A soak", self.notes(most), self.figures(client, compared))
+
+    def probe(self) -> float:
+        """How many decisions a second the service gives to callers who do not wait."""
+        books = Books(now(), 1e9)
+        requests = (request(DECIDE, books.payment(number)) for number in range(PROBE_FROM, 2 * PROBE_FROM))
+        return closed_loop(self.service.address, requests, connections=CONNECTIONS, seconds=PROBE_S).rate
+
+    def each_second(self, second: int) -> None:
+        """In the client's own thread: a fault is begun in another."""
+        if second % 5 == 0:
+            self.measure(second)
+        if second >= self._due and second < self.seconds - FAULT_EVERY_S / 2:
+            self._due += FAULT_EVERY_S
+            if self._faulting is not None:
+                self._faulting.join()
+            self.fault_seconds.append(second)
+            self._faulting = threading.Thread(target=self.fault, args=(second,), name="fault")
+            self._faulting.start()
+
+    def fault(self, second: int) -> None:
+        try:
+            name = self.faults.do_one()
+        except BaseException as error:
+            self._failed.append(error)
+            raise
+        left = int(self.seconds - second)
+        sizes = " ".join(f"{role} {size:,.0f}" for role, size in self.memory[-1][1].items()) if self.memory else ""
+        print(f"  {second:6,} s  {name:17}  {left:6,} s left; MB: {sizes}", flush=True)
+
+    def measure(self, second: int) -> None:
+        sizes: dict[str, float] = {}
+        try:
+            for pid in process_tree(self.service.process.pid):
+                command = command_of(pid)
+                roles = {"snapshotter": "snapshotter", "model_worker": "model"}
+                role = next((name for part, name in roles.items() if part in command), "gate")
+                sizes[role] = sizes.get(role, 0) + anonymous_mb(pid)
+        except (OSError, RuntimeError):
+            return  # It is being ended or started: there is another look in five seconds.
+        self.memory.append((second, sizes))
+        self.log_mb.append(sum(each.stat().st_size for each in (self.data / "log").glob("*.segment")) / 1e6)
+
+    def follow(self) -> None:
+        """Another process's view: how long after its answer a decision's event is seen by a reader of the log."""
+        reader = _native.LogReader(str(self.data), "payments", 0)
+        seen = -1
+        waiting: list[tuple[float, int]] = []
+        while not self.stopped.is_set():
+            places = self.books.places
+            recent = max(places[-CONNECTIONS * 4 :], default=-1)
+            if recent > seen and (not waiting or recent > waiting[-1][1]):
+                waiting.append((time.monotonic(), recent))
+            while (sections := reader.next()) is not None:
+                for _, base, _, _, rows in sections:
+                    seen = base + rows.num_rows - 1
+            moment = time.monotonic()
+            self.freshness_s += [moment - since for since, offset in waiting if offset <= seen]
+            waiting = [each for each in waiting if each[1] > seen]
+            self.stopped.wait(LOOK_S)
+
+    def export(self) -> Path:
+        target = self.data.with_name("payments.parquet")
+        command = [sys.executable, "-m", "penstock", "export", "payments", "--to", target, "--data", self.data]
+        subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
+        return target
+
+    def notes(self, most: float) -> str:
+        count = sum(self.faults.done.values())
+        each = ", ".join(f"{name} {times}" for name, times in sorted(self.faults.done.items()))
+        return f"""\
+`bench/soak/app.py` (six features, a model in a process of its own, two rules; retention of four
+minutes) under an open loop of {self.books.rate:,.0f} decisions/s over {CONNECTIONS} connections,
+{self.share:.0%} of the {most:,.0f}/s that the same machine gave to callers who do not wait, for
+{self.seconds / 60:,.0f} minutes; the client shares the cores. {count} faults, one every
+{FAULT_EVERY_S} s: {each}.
+Latencies count from the moment at which a payment was due. Calm is every second
+but the {SETTLE_S} from the beginning of a fault."""
+
+    def figures(self, client: Client, compared: int) -> list[Figure]:
+        return [*self.books_figures(client, compared), *self.time_figures(client), *self.memory_figures()]
+
+    def books_figures(self, client: Client, compared: int) -> list[Figure]:
+        books, wrong = self.books, len(self.books.findings)
+        looked = (
+            f"{compared:,} compared with the log at the end, {self.faults.told_again:,} asked again after a start, "
+            f"{client.sent_again:,} sent again whose connection had ended"
+        )
+        fallbacks = f"{books.fallbacks:,} more were told the fallback at their deadline"
+        return [
+            Figure("acknowledged, with an offset", f"{books.acknowledged():,}", fallbacks),
+            Figure("lost, repeated or told otherwise", str(wrong), looked, "0", wrong == 0),
+        ]
+
+    def time_figures(self, client: Client) -> list[Figure]:
+        calm = np.concatenate([np.zeros(0), *self.calm(client)]) * 1_000
+        p50, p99, p999 = (float(each) for each in np.percentile(calm, [50, 99, 99.9]))
+        always = float(np.percentile(np.concatenate(client.seconds) * 1_000, 99))
+        starts, fresh = self.faults.recoveries_s or [0.0], [each * 1_000 for each in self.freshness_s]
+        begun = f"greatest: {max(starts):.2f}, of {len(starts)}"
+        return [
+            Figure("p50 in calm, ms", f"{p50:.2f}"),
+            Figure("p99 in calm, ms", f"{p99:.2f}", f"of all seconds: {always:,.0f}", f"≤ {P99_MS}", p99 <= P99_MS),
+            Figure("p99.9 in calm, ms", f"{p999:.2f}", f"greatest: {calm.max():,.0f}"),
+            Figure("from a process's end to the next one ready, s", f"{statistics.median(starts):.2f}", begun),
+            Figure(
+                "freshness for a reader of the log, ms",
+                f"{statistics.median(fresh):.1f}",
+                f"greatest: {max(fresh):,.0f}; it looks every {LOOK_S * 1_000:.0f}",
+            ),
+        ]
+
+    def calm(self, client: Client) -> list[NDArray[np.float64]]:
+        busy = {second + after for second in self.fault_seconds for after in range(SETTLE_S)}
+        return [latencies for second, latencies in enumerate(client.seconds) if second not in busy]
+
+    def memory_figures(self) -> list[Figure]:
+        """Early and late, once everything that has a window or a retention has come to its size."""
+        full = [sizes for second, sizes in self.memory if second > FULL_S] or [sizes for _, sizes in self.memory]
+        part = max(len(full) // 3, 1)
+        figures = []
+        for role in ("gate", "snapshotter", "model"):
+            early, late = (
+                statistics.median(sizes.get(role, 0) for sizes in each) for each in (full[:part], full[-part:])
+            )
+            figures.append(
+                Figure(
+                    f"memory of the {role}, MB",
+                    f"{late:,.0f}",
+                    f"{early:,.0f} in the first third of the time after {FULL_S} s; the figure is the last third's",
+                    "≤ 1.1 × the first third's, or 20 more",
+                    late <= max(1.1 * early, early + 20),
+                )
+            )
+        log = f"greatest: {max(self.log_mb):,.0f}"
+        return [*figures, Figure("the log on disk, MB", f"{statistics.median(self.log_mb):,.0f}", log)]
+
+
+if __name__ == "__main__":
+    main()
