@@ -20,6 +20,7 @@ from bench.ids import measure_ids
 from bench.measure import ROOT, check_handbook, preface
 from bench.replay import measure_replay
 from bench.report import Section, write_results
+from bench.snapshots import measure_snapshots
 from bench.starts import measure_starts
 
 RESULTS = ROOT / "bench" / "RESULTS.md"
@@ -30,6 +31,7 @@ MEASUREMENTS: dict[str, Callable[[float], Section]] = {
     "expressions": measure_expressions,
     "ids": lambda _scale: measure_ids(),
     "starts": measure_starts,
+    "snapshots": measure_snapshots,
 }
 
 
