@@ -10,6 +10,7 @@ use std::sync::Arc;
 use arrow_array::cast::AsArray;
 use arrow_array::types::Int64Type;
 use arrow_array::{Array, ArrayRef, RecordBatch, new_null_array};
+use arrow_select::concat::concat_batches;
 use serde::Serialize;
 
 use crate::disk::Disk;
@@ -33,6 +34,7 @@ pub struct Follower {
     pub passed_over: Vec<String>,
     /// Some of the state came from the log because the newest snapshot does not have it.
     pub rebuilt: bool,
+    gathered: Gathered,
     awaited: AwaitedRows,
     /// Snapshots that were read back as they were written.
     sound: BTreeSet<u64>,
@@ -99,6 +101,7 @@ impl Follower {
             events: 0,
             passed_over: Vec::new(),
             rebuilt: false,
+            gathered: Gathered::default(),
             awaited: AwaitedRows::default(),
             sound: BTreeSet::new(),
             disk,
@@ -120,12 +123,16 @@ impl Follower {
         commits_max: usize,
         mut seen: impl FnMut(&Commit) -> Result<()>,
     ) -> Result<usize> {
-        for count in 0..commits_max {
-            let Some(commit) = self.reader()?.next()? else { return Ok(count) };
+        let mut count = 0;
+        while count < commits_max
+            && let Some(commit) = self.reader()?.next()?
+        {
             self.apply(&commit, true)?;
             seen(&commit)?;
+            count += 1;
         }
-        Ok(commits_max)
+        self.process_gathered()?;
+        Ok(count)
     }
 
     /// Whether the log, at the last commit that was read, is of this pipeline: it begins with a note of its fingerprint.
@@ -177,16 +184,16 @@ impl Follower {
         Ok(self.reader.as_mut().expect("it was just opened"))
     }
 
+    /// Take a commit's rows; the state has them after `process_gathered`.
     fn apply(&mut self, commit: &Commit, compare: bool) -> Result<()> {
         for section in &commit.sections {
             if let Some(&topic) = self.topics.get(&*section.topic) {
                 self.apply_events(commit, section, topic, compare)?;
             } else if let Some(&policy) = self.policies.get(&*section.topic) {
-                let table = section.batch()?;
-                for &offset in table.column(1).as_primitive::<Int64Type>().values() {
-                    self.undecided.remove(&(policy, offset));
+                self.gathered.decisions.push((policy, section.batch()?));
+                if self.gathered.decisions.len() == GATHERED_TABLES {
+                    self.process_gathered()?;
                 }
-                self.compare(policy, &table);
             }
         }
         self.sequence = commit.sequence;
@@ -201,26 +208,43 @@ impl Follower {
         compare: bool,
     ) -> Result<()> {
         let batch = as_defined(&self.plan, topic, &section.batch()?)?;
+        let policy = self.policy_of(section.origin)?;
+        let source = (topic, policy.filter(|_| compare));
+        let base = section.base_offset as i64;
+        if self.begun[topic].is_none() || !self.gathered.continues(source, base, batch.num_rows()) {
+            self.process_gathered()?;
+        }
         if self.begun[topic].is_none() {
             self.begin_topic(topic, section.before);
         }
-        let policy = self.policy_of(section.origin)?;
-        let compared = policy.filter(|_| compare);
-        let wanted: Vec<usize> = compared.iter().map(|&policy| self.plan.policies[policy].features).collect();
-        let mut processed = self.engine.process(topic, &batch, section.marks.as_deref(), &wanted)?;
-        if let (Some(policy), Some(features)) = (compared, processed.features.pop()) {
-            self.awaited.add(Awaited {
-                policy,
-                base: section.base_offset as i64,
-                rows: batch.num_rows(),
-                features,
-            });
-        }
+        self.gathered.add(source, base, batch, section.marks.as_deref());
         if let Some(policy) = policy {
-            let offsets = section.base_offset as i64..section.base_offset as i64 + section.rows as i64;
+            let offsets = base..base + section.rows as i64;
             self.undecided.extend(offsets.map(|offset| ((policy, offset), commit.address.0)));
         }
         self.events += section.rows as u64;
+        Ok(())
+    }
+
+    /// Let the events that were gathered pass the engine, then look at the decisions that came by since.
+    fn process_gathered(&mut self) -> Result<()> {
+        let Gathered { source, base, batches, marks, decisions } = std::mem::take(&mut self.gathered);
+        if let Some((topic, compared)) = source {
+            let batch = concat_batches(&batches[0].schema(), &batches)
+                .map_err(|error| Error::invalid(format!("could not join stored events: {error}")))?;
+            let wanted: Vec<usize> =
+                compared.iter().map(|&policy| self.plan.policies[policy].features).collect();
+            let mut processed = self.engine.process(topic, &batch, Some(&marks), &wanted)?;
+            if let (Some(policy), Some(features)) = (compared, processed.features.pop()) {
+                self.awaited.add(Awaited { policy, base, rows: batch.num_rows(), features });
+            }
+        }
+        for (policy, table) in decisions {
+            for &offset in table.column(1).as_primitive::<Int64Type>().values() {
+                self.undecided.remove(&(policy, offset));
+            }
+            self.compare(policy, &table);
+        }
         Ok(())
     }
 
@@ -353,6 +377,7 @@ impl Follower {
                 progress("building new features from the log", commit.sequence, self.sequence);
             }
         }
+        builder.process_gathered()?;
         for topic in 0..self.plan.topics.len() {
             match self.engine.newest(topic) {
                 Some(newest) => builder.end_topic(topic, newest),
@@ -429,6 +454,41 @@ fn in_snapshot(path: &str, error: Error) -> Error {
     match error {
         Error::Damaged { offset, what, .. } => Error::damaged(path, offset, what),
         other => other,
+    }
+}
+
+/// Small commits' events pass the engine together, up to about so many rows.
+const GATHERED_ROWS: usize = 1 << 10;
+/// And until so many tables of decisions have come by.
+const GATHERED_TABLES: usize = 64;
+
+/// Consecutive events of one topic that entered one way, and the decisions that came by with them.
+#[derive(Default)]
+struct Gathered {
+    /// The topic, and the policy whose features are compared.
+    source: Option<(usize, Option<usize>)>,
+    base: i64,
+    batches: Vec<RecordBatch>,
+    marks: Vec<u8>,
+    decisions: Vec<(usize, RecordBatch)>,
+}
+
+impl Gathered {
+    fn continues(&self, source: (usize, Option<usize>), base: i64, rows: usize) -> bool {
+        self.source.is_none()
+            || self.source == Some(source)
+                && self.base + self.marks.len() as i64 == base
+                && self.marks.len() + rows <= GATHERED_ROWS
+    }
+
+    fn add(&mut self, source: (usize, Option<usize>), base: i64, batch: RecordBatch, marks: Option<&[u8]>) {
+        if self.source.is_none() {
+            (self.source, self.base) = (Some(source), base);
+        }
+        let rows = self.marks.len() + batch.num_rows();
+        self.marks.extend(marks.unwrap_or_default());
+        self.marks.resize(rows, 0);
+        self.batches.push(batch);
     }
 }
 
