@@ -13,7 +13,8 @@ use xxhash_rust::xxh3::Xxh3;
 use super::Broken;
 use super::event::cell;
 use super::expression::{Row, Value, decimal_text};
-use super::pipeline::{OUTCOMES, Pipeline, Policy};
+use super::letters::Letters;
+use super::pipeline::{OUTCOMES, Pipeline, Policy, Topic};
 use super::recompute::{agrees, feature};
 use crate::engine::{LATE, STATELESS};
 use crate::follower::Incomplete;
@@ -48,6 +49,7 @@ pub struct History {
     /// By policy and offset: what the caller is told, without the time that it took.
     pub decisions: BTreeMap<(String, i64), serde_json::Value>,
     pub timeouts: BTreeMap<(String, i64), String>,
+    pub letters: Letters,
     /// The commits as they were, for a second reading.
     pub commits: BTreeMap<u64, u64>,
     pub sequence: u64,
@@ -96,6 +98,7 @@ impl History {
         })?;
         self.commits.insert(commit.sequence, digest(commit)?);
         self.sequence = commit.sequence;
+        let (first, mut done) = (self.past.len(), BTreeSet::new());
         for section in &commit.sections {
             let batch = section.batch().map_err(|error| error.to_string())?;
             let fields = &catalog.schema(section.schema).ok_or("a schema is missing")?.schema.fields;
@@ -104,12 +107,18 @@ impl History {
                 self.take_decisions(policy, &batch, fields)?;
             } else if let Some(policy) = topic.strip_suffix(".timeouts") {
                 self.take_timeouts(policy, &batch, fields)?;
+            } else if let Some(topic) = topic.strip_suffix(".deadletters") {
+                self.letters.take(topic, section.base_offset, &batch, fields)?;
+            } else if let Some(topic) = topic.strip_suffix(".deadletters.done") {
+                done.extend(self.take_marks(topic, &batch, fields)?);
             } else {
                 let origin = catalog.topic_of_origin(section.origin);
                 let origin = origin.map(|name| name.trim_end_matches(".decisions").to_string());
                 self.take_events(commit, section, origin, &batch, fields)?;
             }
         }
+        self.check_retried(first, &done)?;
+        self.letters.done.extend(done);
         Ok(())
     }
 
@@ -132,9 +141,7 @@ impl History {
         fields: &[Field],
     ) -> Result<(), Broken> {
         let topic = section.topic.to_string();
-        let (pipeline, _) = self.versions.values().next().ok_or("no pipeline")?;
-        let about =
-            pipeline.topics.iter().find(|about| about.name == topic).ok_or("an unknown topic")?.clone();
+        let about = self.topic(&topic)?.clone();
         for index in 0..batch.num_rows() {
             let row = row_of(batch, fields, index);
             let offset = section.base_offset as i64 + index as i64;
@@ -172,6 +179,12 @@ impl History {
         Ok(())
     }
 
+    /// What does not change of a topic.
+    fn topic(&self, name: &str) -> Result<&Topic, Broken> {
+        let (pipeline, _) = self.versions.values().next().ok_or("no pipeline")?;
+        pipeline.topics.iter().find(|topic| topic.name == name).ok_or("an unknown topic".into())
+    }
+
     /// The offset of an event with this id that must still be known: neither expired nor cut off by retention.
     pub fn remembered(&self, id: &Id, retain_us: i64, now_us: i64) -> Option<usize> {
         let since = self.forgotten_us.max(now_us).saturating_sub(retain_us);
@@ -195,6 +208,45 @@ impl History {
             commit_us: 0,
             remembered: true,
         }
+    }
+
+    // Dead letters.
+
+    /// Letters that are put right: an event that was sent in the place of each is in the log.
+    fn take_marks(
+        &self,
+        topic: &str,
+        batch: &RecordBatch,
+        fields: &[Field],
+    ) -> Result<Vec<(String, i64)>, Broken> {
+        let mut marked = Vec::new();
+        for index in 0..batch.num_rows() {
+            let Value::Whole(letter) = row_of(batch, fields, index)["offset"] else {
+                return Err("an offset is no number".into());
+            };
+            let letter = (topic.to_string(), letter as i64);
+            let taken = |(id, row): &(Id, Row)| {
+                let places = self.ids.get(id).into_iter().flatten();
+                places.map(|&place| &self.past[place]).any(|past| past.origin.is_none() && past.row == *row)
+            };
+            let sent = self.letters.retries.get(&letter).map_or(&[][..], |sent| sent);
+            ensure(sent.iter().any(taken), || format!("{letter:?} is marked, and no retry of it was taken"))?;
+            marked.push(letter);
+        }
+        Ok(marked)
+    }
+
+    /// An event that came by retries alone is in the log with the mark of its letter.
+    fn check_retried(&self, first: usize, marked: &BTreeSet<(String, i64)>) -> Result<(), Broken> {
+        for past in &self.past[first..] {
+            let id = id_of(&past.topic, &past.row[self.topic(&past.topic)?.id]);
+            let letters = self.letters.retried.get(&id).map_or(&[][..], |letters| letters);
+            let otherwise = letters.len() < self.sent[&id].len();
+            ensure(otherwise || letters.iter().any(|letter| marked.contains(letter)), || {
+                format!("{} {} was a retry, and its letter is open", past.topic, past.offset)
+            })?;
+        }
+        Ok(())
     }
 
     // Decisions.
@@ -421,12 +473,12 @@ pub fn id_of(topic: &str, id: &Value) -> Id {
     (topic.to_string(), text)
 }
 
-fn row_of(batch: &RecordBatch, fields: &[Field], row: usize) -> Row {
+pub fn row_of(batch: &RecordBatch, fields: &[Field], row: usize) -> Row {
     let cells = fields.iter().zip(batch.columns());
     cells.filter_map(|(field, column)| Some((field.name.clone(), cell(column, field.kind, row)?))).collect()
 }
 
-fn text(row: &Row, name: &str) -> String {
+pub fn text(row: &Row, name: &str) -> String {
     match row.get(name) {
         Some(Value::Text(text)) => text.clone(),
         _ => String::new(),
@@ -478,11 +530,11 @@ fn body(about: &Policy, pipeline: &Pipeline, row: &Row, past: &Past, columns: &[
     body
 }
 
-/// The answer of a deadline that passed, without the time that it took.
-pub fn fallback_body(id: serde_json::Value, outcome: &str, version: &str) -> serde_json::Value {
+/// The answer of a deadline that passed, or of a full disk, without the time that it took.
+pub fn fallback_body(id: serde_json::Value, outcome: &str, version: &str, cause: &str) -> serde_json::Value {
     json!({
         "id": id, "outcome": outcome, "reasons": [], "score": null, "features": null, "policy_version": version,
-        "offset": null, "timed_out": true, "cause": "deadline",
+        "offset": null, "timed_out": cause == "deadline", "cause": cause,
     })
 }
 

@@ -3,7 +3,8 @@
 use serde_json::json;
 
 use super::chance::Chance;
-use super::expression::{self as expr, Expression};
+use super::expression::{self as expr, Expression, Row};
+use super::history::to_json;
 use crate::plan::Plan;
 use crate::schema::{Field, Type};
 use crate::windows::{Aggregate, output_type};
@@ -27,6 +28,7 @@ pub struct Topic {
     pub time: &'static str,
     pub retain_us: i64,
     pub lateness_us: i64,
+    pub dead_letters: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -37,6 +39,7 @@ pub struct Policy {
     pub derived: Vec<(String, Expression)>,
     pub rules: Vec<Rule>,
     pub model: bool,
+    pub on_full: &'static str,
 }
 
 /// An aggregate over a sliding window.
@@ -69,6 +72,7 @@ impl Pipeline {
         if chance.percent(60) {
             topics.push(reports(retain_us, lateness_us));
         }
+        topics.iter_mut().for_each(|topic| topic.dead_letters = chance.percent(60));
         let mut pipeline = Pipeline { topics, policies: Vec::new() };
         let count = 1 + chance.below(3);
         for (index, &name) in ["authorise", "limits", "audit"].iter().enumerate().take(count) {
@@ -80,11 +84,11 @@ impl Pipeline {
     }
 
     /// What a user may do between two starts: a feature comes, goes or is defined anew, a rule changes, a field is
-    /// added. The words are what changed.
+    /// added, dead letters are kept or no more. The words are what changed.
     pub fn change(&mut self, chance: &mut Chance) -> &'static str {
         let index = chance.below(self.policies.len());
         let policy = &mut self.policies[index];
-        match chance.below(5) {
+        match chance.below(6) {
             0 => {
                 let name = format!("g{}", chance.below(1000));
                 if policy.features.iter().all(|feature| feature.name != name) {
@@ -116,6 +120,13 @@ impl Pipeline {
                 }
                 "an optional field is added"
             }
+            4 => {
+                let index = chance.below(self.topics.len());
+                let topic = &mut self.topics[index];
+                topic.dead_letters = !topic.dead_letters;
+                policy.on_full = *chance.pick(&ON_FULL);
+                "what is kept or told of events that are not taken"
+            }
             _ => {
                 policy.rules = draw_rules(&self.topics, policy, chance);
                 "the rules change"
@@ -142,7 +153,7 @@ impl Pipeline {
             });
             json!({
                 "name": policy.name, "features": index, "model": policy.model.then_some(0), "within_us": 50_000,
-                "on_full": "refuse",
+                "on_full": policy.on_full,
                 "fallback": policy.fallback(), "outcomes": OUTCOMES, "default": "approve",
                 "rules": rules.collect::<Vec<_>>(),
                 "definition": policy.version(), "version": policy.version(),
@@ -161,12 +172,17 @@ impl Pipeline {
 }
 
 impl Topic {
+    pub fn id_json(&self, row: &Row) -> serde_json::Value {
+        let field = self.fields.iter().find(|field| field.name == self.id).expect("a topic has an id");
+        to_json(row.get(self.id), field.kind)
+    }
+
     fn plan(&self) -> serde_json::Value {
         let place = |name: &str| self.fields.iter().position(|field| field.name == name);
         json!({
             "name": self.name, "fields": self.fields, "id": place(self.id), "time": place(self.time),
             "retain_us": self.retain_us, "lateness_us": self.lateness_us, "ahead_us": AHEAD_US,
-            "dead_letters": false,
+            "dead_letters": self.dead_letters,
         })
     }
 }
@@ -261,6 +277,7 @@ impl StoreDraft {
 
 // What is drawn.
 
+const ON_FULL: [&str; 2] = ["refuse", "fallback"];
 const LENGTHS: [Option<i64>; 5] =
     [Some(10 * SECOND), Some(60 * SECOND), Some(600 * SECOND), Some(3600 * SECOND), None];
 
@@ -275,7 +292,15 @@ fn payments(id: Type, retain_us: i64, lateness_us: i64) -> Topic {
         field("amount", AMOUNT, false),
         field("paid_at", Type::Timestamp, false),
     ];
-    Topic { name: "payments", fields, id: "payment", time: "paid_at", retain_us, lateness_us }
+    Topic {
+        name: "payments",
+        fields,
+        id: "payment",
+        time: "paid_at",
+        retain_us,
+        lateness_us,
+        dead_letters: false,
+    }
 }
 
 fn reports(retain_us: i64, lateness_us: i64) -> Topic {
@@ -287,7 +312,15 @@ fn reports(retain_us: i64, lateness_us: i64) -> Topic {
         field("amount", AMOUNT, true),
         field("seen_at", Type::Timestamp, false),
     ];
-    Topic { name: "reports", fields, id: "report", time: "seen_at", retain_us, lateness_us }
+    Topic {
+        name: "reports",
+        fields,
+        id: "report",
+        time: "seen_at",
+        retain_us,
+        lateness_us,
+        dead_letters: false,
+    }
 }
 
 fn draw_policy(
@@ -299,7 +332,8 @@ fn draw_policy(
 ) -> Policy {
     let count = 1 + chance.below(5);
     let features = (0..count).map(|index| draw_feature(topics, topic, format!("f{index}"), chance)).collect();
-    let mut policy = Policy { name, topic, features, derived: Vec::new(), rules: Vec::new(), model };
+    let on_full = *chance.pick(&ON_FULL);
+    let mut policy = Policy { name, topic, features, derived: Vec::new(), rules: Vec::new(), model, on_full };
     policy.derived = draw_derived(&policy, chance);
     policy.rules = draw_rules(topics, &policy, chance);
     policy
