@@ -189,6 +189,7 @@ impl Run {
     pub(super) fn send_again(&mut self, flight: Flight) {
         match flight.kind {
             Kind::Lookup | Kind::Position => {}
+            kind if !has_target(&self.pipeline, kind, flight.target) => {}
             kind => self.send_in_place_of(flight.letters, kind, flight.target, flight.lines),
         }
     }
@@ -276,6 +277,11 @@ impl Run {
         let request = Request { handle: 0, kind: Kind::Scores, target: number as usize, body, held_ns: 0 };
         self.door.inbox.push_back(request);
     }
+}
+
+/// Whether the policy is not removed.
+pub fn has_target(pipeline: &Pipeline, kind: Kind, target: usize) -> bool {
+    !matches!(kind, Kind::Decide | Kind::DecideMany | Kind::DryRun) || target < pipeline.policies.len()
 }
 
 pub fn topic_of(pipeline: &Pipeline, kind: Kind, target: usize) -> usize {

@@ -53,7 +53,7 @@ impl Run {
 
     /// But for those that retention has removed undecided.
     pub(super) fn check_all_decided(&mut self) -> Result<(), Broken> {
-        let open = self.history.open();
+        let open = self.history.open(&self.pipeline.policies);
         ensure(open.is_empty(), || format!("undecided: {open:?}"))
     }
 

@@ -237,7 +237,7 @@ impl Door {
         let key = (policy.name.to_string(), past.offset);
         let timeout = history.timeouts.get(&key);
         if told["timed_out"] == true {
-            let version = timeout.cloned().unwrap_or_else(|| policy.version());
+            let version = timeout.cloned().unwrap_or_else(|| pipeline.version(policy));
             let expected = fallback_body(topic.id_json(row), policy.fallback(), &version, "deadline");
             let may = timeout.is_some() || self.told_here.contains(&line.id);
             ensure(may && same(&told, &expected), || {
@@ -279,7 +279,8 @@ impl Door {
         let policy = &pipeline.policies[flight.target];
         let topic = &pipeline.topics[policy.topic];
         let row = line.row.as_ref().ok_or_else(|| format!("{what}: poison is answered {told}"))?;
-        let expected = fallback_body(topic.id_json(row), policy.fallback(), &policy.version(), "disk_full");
+        let expected =
+            fallback_body(topic.id_json(row), policy.fallback(), &pipeline.version(policy), "disk_full");
         // A line of a body may have been sent again, and decided, until the last one was judged.
         let known = flight.kind == Kind::Decide
             && history.remembered(&line.id, topic.retain_us, flight.clock_us.1).is_some();
@@ -437,7 +438,7 @@ pub fn check_lookup(
     let late =
         told.as_object_mut().and_then(|told| told.remove("late_decision")).ok_or("no late decision")?;
     let decision = history.decisions.get(&key);
-    let told_now = (told_here && told["timed_out"] == true).then(|| policy.version());
+    let told_now = (told_here && told["timed_out"] == true).then(|| pipeline.version(policy));
     match history.timeouts.get(&key).cloned().or(told_now) {
         Some(version) => {
             let expected = fallback_body(told["id"].clone(), policy.fallback(), &version, "deadline");

@@ -17,7 +17,7 @@ use super::letters::Letters;
 use super::pipeline::{OUTCOMES, Pipeline, Policy, Topic};
 use super::recompute::{agrees, feature};
 use crate::engine::{LATE, STATELESS};
-use crate::follower::Incomplete;
+use crate::follower::{Incomplete, STATE_NOTE, fingerprint};
 use crate::log::{Catalog, Commit, StoredSection};
 use crate::schema::{Field, Type};
 
@@ -30,7 +30,9 @@ pub struct Past {
     pub topic: String,
     pub offset: i64,
     pub row: Row,
-    /// The effective time.
+    /// Its own time, and the newest of its topic before it.
+    times: (i64, Option<i64>),
+    /// The effective time, as the topic's lateness is at present.
     pub time: i64,
     pub late: bool,
     /// The policy that it entered by.
@@ -55,6 +57,9 @@ pub struct History {
     pub sequence: u64,
     newest: BTreeMap<String, i64>,
     versions: BTreeMap<(String, String), (Arc<Pipeline>, usize)>,
+    /// Pipelines by what the log notes of their state, and that of the last commit.
+    states: BTreeMap<String, Arc<Pipeline>>,
+    state: Option<Arc<Pipeline>>,
     /// Features that start has said lack something.
     incomplete: Vec<Incomplete>,
     /// What was sent under an id.
@@ -78,9 +83,10 @@ impl History {
 
     pub fn define(&mut self, pipeline: &Arc<Pipeline>) {
         for (index, policy) in pipeline.policies.iter().enumerate() {
-            let key = (policy.name.to_string(), policy.version());
+            let key = (policy.name.to_string(), pipeline.version(policy));
             self.versions.insert(key, (pipeline.clone(), index));
         }
+        self.states.insert(fingerprint(&pipeline.plan()), pipeline.clone());
     }
 
     /// A start has said what it could not build.
@@ -98,6 +104,7 @@ impl History {
         })?;
         self.commits.insert(commit.sequence, digest(commit)?);
         self.sequence = commit.sequence;
+        self.follow_change(catalog)?;
         let (first, mut done) = (self.past.len(), BTreeSet::new());
         for section in &commit.sections {
             let batch = section.batch().map_err(|error| error.to_string())?;
@@ -119,6 +126,22 @@ impl History {
         }
         self.check_retried(first, &done)?;
         self.letters.done.extend(done);
+        Ok(())
+    }
+
+    /// Where the pipeline has changed, events have the times that they would have if it had always been so.
+    fn follow_change(&mut self, catalog: &Catalog) -> Result<(), Broken> {
+        // A log begins before its pipeline does.
+        let Some(noted) = catalog.notes().get(STATE_NOTE) else { return Ok(()) };
+        let state = self.states.get(noted).ok_or("the log is of an unknown pipeline")?.clone();
+        if self.state.as_ref().is_some_and(|last| Arc::ptr_eq(last, &state)) {
+            return Ok(());
+        }
+        for past in &mut self.past {
+            let about = state.topics.iter().find(|topic| topic.name == past.topic).expect("topics stay");
+            past.time = past.times.0.max(floor(past.times.1, about.lateness_us));
+        }
+        self.state = Some(state);
         Ok(())
     }
 
@@ -157,7 +180,7 @@ impl History {
             ensure(again.is_none(), || format!("{topic} has one event twice: {again:?} and {offset}"))?;
             let Value::Whole(own) = row[about.time] else { return Err("a time is no time".into()) };
             let (own, newest) = (own as i64, self.newest.get(&topic).copied());
-            let floor = newest.map_or(i64::MIN, |newest| newest - about.lateness_us);
+            let floor = floor(newest, about.lateness_us);
             let mark = section.marks.as_ref().map_or(0, |marks| marks[index]);
             ensure((mark & LATE != 0) == (own < floor), || format!("{topic} {offset} is marked {mark}"))?;
             self.newest.insert(topic.clone(), newest.map_or(own, |newest| newest.max(own)));
@@ -168,6 +191,7 @@ impl History {
                 topic: topic.clone(),
                 offset,
                 row,
+                times: (own, newest),
                 time: own.max(floor),
                 late: own < floor,
                 origin: origin.clone(),
@@ -179,9 +203,9 @@ impl History {
         Ok(())
     }
 
-    /// What does not change of a topic.
+    /// A topic as the pipeline has it that the log is of.
     fn topic(&self, name: &str) -> Result<&Topic, Broken> {
-        let (pipeline, _) = self.versions.values().next().ok_or("no pipeline")?;
+        let pipeline = self.state.as_ref().ok_or("no pipeline")?;
         pipeline.topics.iter().find(|topic| topic.name == name).ok_or("an unknown topic".into())
     }
 
@@ -196,11 +220,13 @@ impl History {
 
     /// What the engine would make of an event if it came next.
     pub fn next(&self, topic: &str, row: Row, own: i64, lateness_us: i64) -> Past {
-        let floor = self.newest.get(topic).map_or(i64::MIN, |newest| newest - lateness_us);
+        let newest = self.newest.get(topic).copied();
+        let floor = floor(newest, lateness_us);
         Past {
             topic: topic.into(),
             offset: -1,
             row,
+            times: (own, newest),
             time: own.max(floor),
             late: own < floor,
             origin: None,
@@ -429,7 +455,7 @@ impl History {
         row.insert("id".into(), past.row[pipeline.topics[about.topic].id].clone());
         row.insert("outcome".into(), Value::Text(outcome.into()));
         row.insert("reasons".into(), Value::Text(json!(reasons).to_string()));
-        row.insert("policy_version".into(), Value::Text(about.version()));
+        row.insert("policy_version".into(), Value::Text(pipeline.version(about)));
         let mut body = body(about, pipeline, &row, past, &columns);
         body["offset"] = serde_json::Value::Null;
         Some(body)
@@ -452,12 +478,18 @@ impl History {
         Ok(())
     }
 
-    /// Events that the log still has, and no decision about them.
-    pub fn open(&self) -> BTreeSet<(String, i64)> {
+    /// Events of these policies that the log still has, and no decision about them.
+    pub fn open(&self, policies: &[Policy]) -> BTreeSet<(String, i64)> {
         let kept = self.past.iter().filter(|past| past.sequence >= self.first_sequence);
         let entered = kept.filter_map(|past| Some((past.origin.clone()?, past.offset)));
-        entered.filter(|key| !self.decisions.contains_key(key)).collect()
+        let known = |name: &str| policies.iter().any(|policy| policy.name == name);
+        entered.filter(|key| known(&key.0) && !self.decisions.contains_key(key)).collect()
     }
+}
+
+/// The earliest effective time.
+fn floor(newest: Option<i64>, lateness_us: i64) -> i64 {
+    newest.map_or(i64::MIN, |newest| newest - lateness_us)
 }
 
 pub fn ensure(holds: bool, what: impl FnOnce() -> String) -> Result<(), Broken> {

@@ -18,6 +18,8 @@ pub const OUTCOMES: [&str; 3] = ["decline", "review", "approve"];
 pub struct Pipeline {
     pub topics: Vec<Topic>,
     pub policies: Vec<Policy>,
+    /// Those that the user took out; any may come back, the last one first.
+    pub removed: Vec<Policy>,
 }
 
 #[derive(Clone, Debug)]
@@ -66,14 +68,14 @@ pub struct Rule {
 impl Pipeline {
     pub fn draw(chance: &mut Chance) -> Pipeline {
         let retain_us = *chance.pick(&[60 * SECOND, 3600 * SECOND]);
-        let lateness_us = *chance.pick(&[30 * SECOND, 120 * SECOND]);
+        let lateness_us = *chance.pick(&LATENESSES);
         let id = if chance.percent(50) { Type::Text } else { Type::Int64 };
         let mut topics = vec![payments(id, retain_us, lateness_us)];
         if chance.percent(60) {
             topics.push(reports(retain_us, lateness_us));
         }
         topics.iter_mut().for_each(|topic| topic.dead_letters = chance.percent(60));
-        let mut pipeline = Pipeline { topics, policies: Vec::new() };
+        let mut pipeline = Pipeline { topics, policies: Vec::new(), removed: Vec::new() };
         let count = 1 + chance.below(3);
         for (index, &name) in ["authorise", "limits", "audit"].iter().enumerate().take(count) {
             let topic = if index == 2 { pipeline.topics.len() - 1 } else { 0 };
@@ -84,11 +86,11 @@ impl Pipeline {
     }
 
     /// What a user may do between two starts: a feature comes, goes or is defined anew, a rule changes, a field is
-    /// added, dead letters are kept or no more. The words are what changed.
+    /// added, a policy goes or comes back. The words are what changed.
     pub fn change(&mut self, chance: &mut Chance) -> &'static str {
-        let index = chance.below(self.policies.len());
-        let policy = &mut self.policies[index];
-        match chance.below(6) {
+        let count = self.policies.len();
+        let policy = &mut self.policies[chance.below(count)];
+        match chance.below(8) {
             0 => {
                 let name = format!("g{}", chance.below(1000));
                 if policy.features.iter().all(|feature| feature.name != name) {
@@ -122,6 +124,19 @@ impl Pipeline {
             }
             4 => {
                 let index = chance.below(self.topics.len());
+                self.topics[index].lateness_us = *chance.pick(&LATENESSES);
+                "the lateness of a topic"
+            }
+            5 if count > 1 && chance.percent(50) => {
+                self.removed.extend(self.policies.pop());
+                "a policy is removed"
+            }
+            5 => {
+                self.policies.extend(self.removed.pop());
+                "a policy comes back"
+            }
+            6 => {
+                let index = chance.below(self.topics.len());
                 let topic = &mut self.topics[index];
                 topic.dead_letters = !topic.dead_letters;
                 policy.on_full = *chance.pick(&ON_FULL);
@@ -132,6 +147,14 @@ impl Pipeline {
                 "the rules change"
             }
         }
+    }
+
+    /// Another one for all that decides otherwise.
+    pub fn version(&self, policy: &Policy) -> String {
+        let lateness_us = self.topics.iter().map(|topic| topic.lateness_us).collect::<Vec<_>>();
+        let Policy { topic, features, derived, rules, model, .. } = policy;
+        let text = format!("{topic}{lateness_us:?}{features:?}{derived:?}{rules:?}{model:?}");
+        format!("{:016x}", xxhash_rust::xxh3::xxh3_64(text.as_bytes()))
     }
 
     /// As the core reads it, laid out as `penstock.runtime.plan` does.
@@ -156,7 +179,7 @@ impl Pipeline {
                 "on_full": policy.on_full,
                 "fallback": policy.fallback(), "outcomes": OUTCOMES, "default": "approve",
                 "rules": rules.collect::<Vec<_>>(),
-                "definition": policy.version(), "version": policy.version(),
+                "definition": self.version(policy), "version": self.version(policy),
             })
         });
         let document = json!({
@@ -198,12 +221,6 @@ impl Policy {
 
     pub fn fallback(&self) -> &'static str {
         if self.model { "review" } else { "approve" }
-    }
-
-    /// Another one for all that decides otherwise.
-    pub fn version(&self) -> String {
-        let text = format!("{:?}{:?}{:?}{:?}", self.features, self.derived, self.rules, self.model);
-        format!("{:016x}", xxhash_rust::xxh3::xxh3_64(text.as_bytes()))
     }
 }
 
@@ -277,6 +294,7 @@ impl StoreDraft {
 
 // What is drawn.
 
+const LATENESSES: [i64; 2] = [30 * SECOND, 120 * SECOND];
 const ON_FULL: [&str; 2] = ["refuse", "fallback"];
 const LENGTHS: [Option<i64>; 5] =
     [Some(10 * SECOND), Some(60 * SECOND), Some(600 * SECOND), Some(3600 * SECOND), None];

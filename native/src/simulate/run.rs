@@ -192,6 +192,11 @@ impl Run {
         self.odds = Odds { deadline: 0, flip: 0, change: 0, ..self.odds };
         self.trace.push("healing".into());
         self.end_gate(false);
+        let mut whole = (*self.pipeline).clone();
+        while let Some(policy) = whole.removed.pop() {
+            whole.policies.push(policy);
+        }
+        self.replace_pipeline(whole);
         self.recover()?;
         for flight in std::mem::take(&mut self.unanswered) {
             self.send_again(flight);
