@@ -49,8 +49,9 @@ pub struct Follower {
     policies: HashMap<String, usize>,
 }
 
-/// Events whose decision is not in the log yet: by policy and offset, the address of their commit.
-pub type Undecided = BTreeMap<(usize, i64), u64>;
+/// Events whose decision is not in the log yet: by origin and offset, the address of their commit. Their policy may have
+/// left the pipeline; where it comes back they are decided.
+pub type Undecided = BTreeMap<(u16, i64), u64>;
 
 /// A feature that needs more than the log still holds.
 #[derive(Clone, Debug, Serialize)]
@@ -61,6 +62,9 @@ pub struct Incomplete {
     /// From this event time on it is as if the log had never been cut; never, for one that reaches back to the beginning.
     pub complete_from_us: Option<i64>,
 }
+
+/// What the log's topic of a policy's decisions ends with.
+const DECISIONS: &str = ".decisions";
 
 /// How far something long has come: what it is, done, and of how many.
 pub type Progress<'a> = &'a mut dyn FnMut(&str, u64, u64);
@@ -111,7 +115,7 @@ impl Follower {
             gone: Vec::new(),
             topics: names(plan.topics.iter().map(|topic| topic.name.clone()).collect()),
             policies: names(
-                plan.policies.iter().map(|policy| format!("{}.decisions", policy.name)).collect(),
+                plan.policies.iter().map(|policy| format!("{}{DECISIONS}", policy.name)).collect(),
             ),
             plan,
         })
@@ -151,6 +155,7 @@ impl Follower {
         }
         self.engine.settle();
         let position = self.reader()?.position();
+        let undecided = self.named_undecided()?;
         let times =
             self.plan.topics.iter().enumerate().map(|(index, topic)| TopicTime {
                 name: topic.name.clone(),
@@ -162,15 +167,20 @@ impl Follower {
             fingerprint: Some(fingerprint(&self.plan)),
             topics: times.chain(self.gone.iter().cloned()).collect(),
             stores: (0..self.plan.stores.len()).map(|index| stored_store(&self.plan, index)).collect(),
-            undecided: (self.undecided.iter())
-                .map(|(&(policy, offset), &address)| {
-                    (self.plan.policies[policy].name.clone(), offset, address)
-                })
-                .collect(),
+            undecided,
         };
         let save = |index, out: &mut dyn Write| self.engine.save_store(index, out);
         snapshot::write(&self.disk, &header, &mut self.sound, save)?;
         Ok(self.sequence)
+    }
+
+    /// As a snapshot has them, by their policies' names.
+    fn named_undecided(&mut self) -> Result<Vec<(String, i64, u64)>> {
+        let undecided: Vec<_> = self.undecided.iter().map(|(&key, &address)| (key, address)).collect();
+        let catalog = self.catalog()?;
+        let name = |origin: u16| Some(catalog.topic_of_origin(origin)?.strip_suffix(DECISIONS)?.to_owned());
+        let named = undecided.into_iter();
+        Ok(named.filter_map(|((origin, offset), address)| Some((name(origin)?, offset, address))).collect())
     }
 
     pub fn catalog(&mut self) -> Result<&Catalog> {
@@ -189,14 +199,25 @@ impl Follower {
         for section in &commit.sections {
             if let Some(&topic) = self.topics.get(&*section.topic) {
                 self.apply_events(commit, section, topic, compare)?;
-            } else if let Some(&policy) = self.policies.get(&*section.topic) {
-                self.gathered.decisions.push((policy, section.batch()?));
-                if self.gathered.decisions.len() == GATHERED_TABLES {
-                    self.process_gathered()?;
-                }
+            } else if section.topic.ends_with(DECISIONS) {
+                self.apply_decisions(&section.topic, section.batch()?)?;
             }
         }
         self.sequence = commit.sequence;
+        Ok(())
+    }
+
+    fn apply_decisions(&mut self, topic: &str, table: RecordBatch) -> Result<()> {
+        let origin = self.catalog()?.origin(topic);
+        for &offset in table.column(1).as_primitive::<Int64Type>().values() {
+            self.undecided.remove(&(origin, offset));
+        }
+        if let Some(&policy) = self.policies.get(topic) {
+            self.gathered.decisions.push((policy, table));
+            if self.gathered.decisions.len() == GATHERED_TABLES {
+                self.process_gathered()?;
+            }
+        }
         Ok(())
     }
 
@@ -218,15 +239,15 @@ impl Follower {
             self.begin_topic(topic, section.before);
         }
         self.gathered.add(source, base, batch, section.marks.as_deref());
-        if let Some(policy) = policy {
+        if section.origin > 0 {
             let offsets = base..base + section.rows as i64;
-            self.undecided.extend(offsets.map(|offset| ((policy, offset), commit.address.0)));
+            self.undecided.extend(offsets.map(|offset| ((section.origin, offset), commit.address.0)));
         }
         self.events += section.rows as u64;
         Ok(())
     }
 
-    /// Let the events that were gathered pass the engine, then look at the decisions that came by since.
+    /// Let the events that were gathered pass the engine, then compare the decisions that came by since.
     fn process_gathered(&mut self) -> Result<()> {
         let Gathered { source, base, batches, marks, decisions } = std::mem::take(&mut self.gathered);
         if let Some((topic, compared)) = source {
@@ -240,9 +261,6 @@ impl Follower {
             }
         }
         for (policy, table) in decisions {
-            for &offset in table.column(1).as_primitive::<Int64Type>().values() {
-                self.undecided.remove(&(policy, offset));
-            }
             self.compare(policy, &table);
         }
         Ok(())
@@ -292,7 +310,7 @@ impl Follower {
         self.sequence = header.sequence;
         self.check_pipeline(&header, &snapshot.path)?;
         self.restore_times(&header);
-        self.restore_undecided(&header);
+        self.restore_undecided(&header)?;
         let mut rebuild: BTreeMap<usize, Option<snapshot::Place>> =
             (0..self.plan.stores.len()).map(|index| (index, None)).collect();
         for (done, old) in header.stores.iter().enumerate() {
@@ -348,12 +366,12 @@ impl Follower {
         }
     }
 
-    fn restore_undecided(&mut self, header: &Header) {
+    fn restore_undecided(&mut self, header: &Header) -> Result<()> {
         for (name, offset, address) in &header.undecided {
-            if let Some(policy) = self.plan.policies.iter().position(|policy| policy.name == *name) {
-                self.undecided.insert((policy, *offset), *address);
-            }
+            let origin = self.catalog()?.origin(&format!("{name}{DECISIONS}"));
+            self.undecided.insert((origin, *offset), *address);
         }
+        Ok(())
     }
 
     fn same_store(&self, old: &StoredStore) -> Option<usize> {

@@ -225,6 +225,30 @@ def test_a_changed_lateness_is_another_time_so_the_state_is_built_anew(tmp_path:
         assert service.state() == always.state()
 
 
+def test_another_lateness_of_a_topic_that_features_read_is_another_version(tmp_path: Path) -> None:
+    def with_refunds(event: type[ps.Event]) -> ps.Pipeline:
+        (tmp_path / "rules.toml").write_text(RULES)
+        pipeline = ps.Pipeline("cards")
+        refunds = pipeline.topic("refunds", event)
+        refunded = pipeline.topic("payments", Payment).features(refunds=refunds.by("card").past("90m").count())
+        pipeline.policy("authorise", refunded, rules=tmp_path / "rules.toml", fallback="approve")
+        return pipeline
+
+    def event(id: str, paid_at: str) -> dict[str, Any]:
+        time = f"2026-11-01T{paid_at}:00Z"
+        return {"payment_id": id, "card": "c1", "country": None, "amount": "1.00", "fee": 0, "paid_at": time}
+
+    with testing.run(with_refunds(Payment), now="2026-11-01T12:00:00Z") as service:
+        service.append("refunds", [event("r1", "12:00"), event("r2", "10:15")])
+        first = service.decide("authorise", event("p1", "12:00"))
+        service.restart(with_refunds(PatientPayment))
+        second = service.decide("authorise", event("p2", "12:00"))
+        assert (first["features"], second["features"]) == ({"refunds": 2}, {"refunds": 1})
+        assert first["policy_version"] != second["policy_version"]
+        # A follower does not take the one's features for wrong ones of the other.
+        assert service.compared == (1, 0)
+
+
 def test_a_topic_that_left_the_pipeline_comes_back_with_its_time_and_its_state(tmp_path: Path) -> None:
     def with_reports(there: bool) -> ps.Pipeline:
         pipeline = build(tmp_path, OLD)

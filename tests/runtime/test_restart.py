@@ -34,7 +34,7 @@ code = "R1"
 PAYMENT = {"payment_id": "p1", "card": "c1", "amount": "900.00", "paid_at": NOON}
 
 
-def build(folder: Path) -> ps.Pipeline:
+def build(folder: Path, *, policy: bool = True) -> ps.Pipeline:
     class Payment(ps.Event):
         payment_id: str = ps.id()
         card: str
@@ -50,7 +50,8 @@ def build(folder: Path) -> ps.Pipeline:
         return batch["amount"].cast(pl.Float64) / 1_000
 
     scored = payments.features(card_count=payments.by("card").past("1h").count())
-    pipeline.policy("authorise", scored, rules=folder / "rules.toml", score=risk, fallback="review")
+    if policy:
+        pipeline.policy("authorise", scored, rules=folder / "rules.toml", score=risk, fallback="review")
     return pipeline
 
 
@@ -134,6 +135,22 @@ def test_every_event_without_a_decision_gets_one_and_no_decided_event_a_second(t
             assert causes == ["restart"] * open_
             service.crash()
             assert service.started["undecided"] == 0
+
+
+def test_a_policy_that_left_and_comes_back_closes_what_is_open_and_tells_the_same(tmp_path: Path) -> None:
+    # With few ids in memory, those of the log go to files while the policy is away.
+    with testing.run(build(tmp_path), now=NOON, settings={"memory_ids": 6}) as service:
+        decided = service.decide("authorise", PAYMENT)
+        service.models_stuck = True
+        with pytest.raises(testing.NoAnswer):
+            service.decide("authorise", {**PAYMENT, "payment_id": "open"})
+        service.restart(build(tmp_path, policy=False))
+        for number in range(20):
+            service.append("payments", [{**PAYMENT, "payment_id": f"t{number}"}])
+        service.snapshot()
+        service.restart(build(tmp_path))
+        assert service.decide("authorise", PAYMENT) == decided
+        assert service.look_up("authorise", "open")["cause"] == "restart"
 
 
 def test_a_follower_compares_the_features_of_a_models_decisions_too(tmp_path: Path) -> None:

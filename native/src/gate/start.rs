@@ -19,7 +19,7 @@ use crate::engine::{LATE, null_columns};
 use crate::error::{Error, Result};
 use crate::follower::{Follower, Incomplete, Progress, STATE_NOTE, as_defined, fingerprint};
 use crate::ids::{self, Ids};
-use crate::log::{self, Address, Catalog, Commit, Log, Reader, Recovery};
+use crate::log::{self, Address, Catalog, Commit, Log, Reader, Recovery, StoredSection};
 use crate::memory;
 use crate::plan::{Plan, TopicPlan};
 use crate::schema::{Field, Schema};
@@ -60,8 +60,9 @@ impl Core {
         while follower.advance(1024, |commit| inserter.insert(&mut ids, commit))? > 0 {
             progress("reading the log", follower.sequence, last);
         }
-        // An event that retention has removed is nobody's to decide any more.
-        follower.undecided.retain(|_, address| log.keeps(Address(*address)));
+        // An event that retention has removed is nobody's to decide any more; one whose policy has left waits for it.
+        let known = |origin: u16| policies.iter().any(|policy| policy.origin == origin);
+        follower.undecided.retain(|key, address| known(key.0) && log.keeps(Address(*address)));
         let mut passed_over = std::mem::take(&mut follower.passed_over);
         passed_over.extend(ids.damage().iter().map(ToString::to_string));
         let started = Started {
@@ -124,7 +125,9 @@ impl Core {
     /// An event whose decision is not in the log gets the fallback, cause `restart`; a commit of them for each of theirs.
     fn close_open_decisions(&mut self, undecided: &crate::follower::Undecided) -> Result<()> {
         let mut open: BTreeMap<u64, BTreeMap<usize, Vec<i64>>> = BTreeMap::new();
-        for (&(policy, offset), &address) in undecided {
+        for (&(origin, offset), &address) in undecided {
+            let policy = self.policies.iter().position(|policy| policy.origin == origin);
+            let policy = policy.expect("only events of the pipeline's policies are closed");
             open.entry(address).or_default().entry(policy).or_default().push(offset);
         }
         let now_us = self.clock.now_us();
@@ -226,8 +229,9 @@ impl Inserter<'_> {
         }
         let mut hashes = Vec::new();
         for section in &commit.sections {
-            let Some((topic, id)) = self.id_column(&section.topic) else { continue };
-            hashes.extend(id_hashes(&self.plan.topics[topic], section.batch()?.column(id)));
+            for (topic, id) in self.id_columns(section) {
+                hashes.extend(id_hashes(&self.plan.topics[topic], section.batch()?.column(id)));
+            }
         }
         // To an event and its decision in one commit one entry leads, as it does where they were decided.
         hashes.sort_unstable();
@@ -236,16 +240,20 @@ impl Inserter<'_> {
         when_there_is_room(ids.flushable(commit.sequence))
     }
 
-    /// Whose ids a log topic holds, and in which column: events, decisions and timeouts are all found by the event's id.
-    fn id_column(&self, name: &str) -> Option<(usize, usize)> {
+    /// Whose ids a section holds, and in which column: events, decisions and timeouts are all found by the event's id.
+    fn id_columns(&self, section: &StoredSection) -> Vec<(usize, usize)> {
+        let name = &*section.topic;
         if let Some(topic) = self.plan.topics.iter().position(|topic| topic.name == name) {
-            return Some((topic, self.plan.topics[topic].id));
+            return vec![(topic, self.plan.topics[topic].id)];
         }
-        let policy = self.plan.policies.iter().position(|policy| {
-            name.strip_prefix(policy.name.as_str())
-                .is_some_and(|rest| rest == ".decisions" || rest == ".timeouts")
-        })?;
-        Some((self.plan.policy_topic(policy), 0))
+        let rest = name.strip_suffix(".decisions").or_else(|| name.strip_suffix(".timeouts"));
+        let Some(policy) = rest else { return Vec::new() };
+        match self.plan.policies.iter().position(|known| known.name == policy) {
+            Some(policy) => vec![(self.plan.policy_topic(policy), 0)],
+            // A policy that has left may come back, and who asks it again is told the same. Of which topic it was nobody
+            // knows now; an id that leads to a commit of another topic's does no harm.
+            None => (0..self.plan.topics.len()).map(|topic| (topic, 0)).collect(),
+        }
     }
 }
 

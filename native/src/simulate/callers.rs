@@ -1,10 +1,13 @@
 //! What callers send, and what models say.
 
-use super::door::{Flight, Line, id_text, line};
+use serde_json::json;
+
+use super::door::{Flight, Line, NO_LETTER, id_text, line};
 use super::event;
 use super::expression::Row;
 use super::history::{Id, id_of};
-use super::pipeline::Pipeline;
+use super::letters::Sent;
+use super::pipeline::{Pipeline, Topic};
 use super::run::{BEGIN_US, Run};
 use crate::conform::write_ipc;
 use crate::gate::{Clock, Kind, Request};
@@ -17,7 +20,7 @@ impl Run {
             }
             return;
         }
-        match self.chance.below(20) {
+        match self.chance.below(21) {
             0..=9 => self.send_events(Kind::Decide, 1),
             10..=11 => {
                 let count = 1 + self.chance.below(12);
@@ -29,7 +32,8 @@ impl Run {
                 self.send_events(kind, count);
             }
             15..=16 => self.send_events(Kind::DryRun, 1),
-            17..=18 => self.send_lookup(),
+            17 => self.send_retry(),
+            18..=19 => self.send_lookup(),
             _ => self.send_position(),
         }
     }
@@ -48,9 +52,11 @@ impl Run {
         let topic = topic_of(&pipeline, kind, target);
         let topic = &pipeline.topics[topic];
         let now_us = self.clock.now_us();
-        if self.chance.percent(self.odds.repeat) && !self.door.known.is_empty() {
-            let recent = self.door.known.len().min(40);
-            let (.., id, row) = &self.door.known[self.door.known.len() - 1 - self.chance.below(recent)];
+        let untaken = !self.door.untaken.is_empty() && self.chance.percent(20);
+        let known = if untaken { &self.door.untaken } else { &self.door.known };
+        if self.chance.percent(self.odds.repeat) && !known.is_empty() {
+            let recent = known.len().min(40);
+            let (.., id, row) = &known[known.len() - 1 - self.chance.below(recent)];
             if id.0 == topic.name {
                 let altered = self.chance.percent(20);
                 let row = if altered { event::alter(topic, row, &mut self.chance) } else { row.clone() };
@@ -58,48 +64,107 @@ impl Run {
             }
         }
         self.next_id += 1;
-        let row = event::draw(topic, self.next_id, now_us, &mut self.chance);
+        let row = event::draw(topic, self.next_id, now_us, &self.limits, &mut self.chance);
         let mut line = line(topic.name, topic.id, &row);
-        if kind != Kind::EventsArrow && self.chance.percent(self.odds.poison) {
-            (line.row, line.json) = (None, false);
+        if self.chance.percent(self.odds.poison) {
+            line.row = None;
             line.id.1 = format!("poison {}", self.next_id);
         }
         line
     }
 
-    pub(super) fn send_lines(&mut self, kind: Kind, target: usize, mut lines: Vec<Line>) {
+    pub(super) fn send_lines(&mut self, kind: Kind, target: usize, lines: Vec<Line>) {
+        self.send_in_place_of(Vec::new(), kind, target, lines);
+    }
+
+    /// Events; of a retry each in the place of a dead letter.
+    fn send_in_place_of(&mut self, letters: Vec<i64>, kind: Kind, target: usize, mut lines: Vec<Line>) {
         let pipeline = self.pipeline.clone();
         let topic = &pipeline.topics[topic_of(&pipeline, kind, target)];
-        let rows: Vec<Row> = lines.iter().filter_map(|line| line.row.clone()).collect();
-        let mut texts = Vec::new();
-        for line in &mut lines {
-            texts.push(match &line.row {
-                Some(row) => event::to_json(topic, row, &mut self.chance),
-                None => {
-                    let row = event::draw(topic, self.next_id, BEGIN_US, &mut self.chance);
-                    let poison = event::draw_poison(topic, &row, &mut self.chance);
-                    line.json = serde_json::from_str::<serde_json::Value>(&poison).is_ok();
-                    self.summary.count("poison");
-                    poison
-                }
-            });
-        }
-        let body = match kind {
-            Kind::EventsArrow => write_ipc(&event::to_batch(topic, &rows)).expect("a batch can be written"),
-            Kind::EventsJson => format!("[{}]", texts.join(",")).into_bytes(),
-            _ => texts.join("\n").into_bytes(),
+        let (body, texts) = match kind {
+            Kind::EventsArrow => self.draw_batch(topic, &lines),
+            _ => {
+                let texts: Vec<_> = lines.iter_mut().map(|line| self.draw_text(topic, line)).collect();
+                let body = match kind {
+                    Kind::EventsJson => [b"[", &texts.join(&b","[..])[..], b"]"].concat(),
+                    Kind::Retry => {
+                        [json!(letters).to_string().as_bytes(), b"\n", &texts.join(&b"\n"[..])].concat()
+                    }
+                    _ => texts.join(&b"\n"[..]),
+                };
+                (body, texts)
+            }
         };
-        for line in &lines {
-            if let Some(row) = &line.row {
-                self.history.sent.entry(line.id.clone()).or_default().push(row.clone());
+        for (index, line) in lines.iter().enumerate() {
+            let Some(row) = &line.row else { continue };
+            self.history.sent.entry(line.id.clone()).or_default().push(row.clone());
+            if let Some(&letter) = letters.get(index) {
+                self.history.letters.retry((topic.name.into(), letter), &line.id, row);
             }
         }
+        let rows = texts.into_iter().zip(lines.iter().map(|line| line.row.clone())).collect();
         let first = self.is_first(&lines);
         let ids: Vec<&str> = lines.iter().map(|line| line.id.1.as_str()).collect();
-        let what = format!("{kind:?} {target} of {}", ids.join(" "));
-        let flight = self.flight(kind, target, lines, first);
+        let what = format!("{kind:?} {target} of {} {letters:?}", ids.join(" "));
+        let flight = Flight { letters, ..self.flight(kind, target, lines, first) };
         let handle = self.door.send(flight, body, target);
         self.trace.push(format!("request {handle}: {what}"));
+        let source = match kind {
+            Kind::EventsJson => "json",
+            Kind::EventsNdjson => "ndjson",
+            Kind::EventsArrow => "arrow",
+            _ => return,
+        };
+        self.history.letters.send(handle, Sent { topic: topic.name.into(), source, rows });
+    }
+
+    fn draw_text(&mut self, topic: &Topic, line: &mut Line) -> Vec<u8> {
+        if let Some(row) = &line.row {
+            return event::to_json(topic, row, &mut self.chance).into_bytes();
+        }
+        let row = event::draw(topic, self.next_id, BEGIN_US, &self.limits, &mut self.chance);
+        let poison = event::draw_poison(topic, &row, &self.limits, &mut self.chance);
+        line.json = serde_json::from_slice::<serde_json::Value>(&poison).is_ok();
+        self.summary.count("poison");
+        poison
+    }
+
+    /// Of poison, columns can hold texts that are too long.
+    fn draw_batch(&mut self, topic: &Topic, lines: &[Line]) -> (Vec<u8>, Vec<Vec<u8>>) {
+        let mut rows = Vec::new();
+        for line in lines {
+            rows.push(line.row.clone().unwrap_or_else(|| {
+                let row = event::draw(topic, self.next_id, BEGIN_US, &self.limits, &mut self.chance);
+                self.summary.count("poison");
+                event::lengthen(&row, &self.limits, &mut self.chance)
+            }));
+        }
+        let body = write_ipc(&event::to_batch(topic, &rows)).expect("a batch can be written");
+        (body, rows.iter().map(|row| event::arrow_json(topic, row).into_bytes()).collect())
+    }
+
+    /// Dead letters once more, as they were where they are events, or corrected.
+    fn send_retry(&mut self) {
+        let target = self.chance.below(self.pipeline.topics.len());
+        let topic = self.pipeline.topics[target].clone();
+        let count = self.history.letters.count(topic.name);
+        if count == 0 {
+            return;
+        }
+        let (mut letters, mut lines) = (Vec::new(), Vec::new());
+        for _ in 0..1 + self.chance.below(4) {
+            let letter = self.chance.below(count);
+            letters.push(letter as i64);
+            let event = self.history.letters.event(topic.name, letter).cloned();
+            lines.push(match event.filter(|_| self.chance.percent(70)) {
+                Some(row) => line(topic.name, topic.id, &row),
+                None => self.draw_line(Kind::Retry, target),
+            });
+        }
+        if self.chance.percent(5) {
+            letters[0] = NO_LETTER;
+        }
+        self.send_in_place_of(letters, Kind::Retry, target, lines);
     }
 
     /// Whether nobody has sent any of these events before, as far as it matters to what is told.
@@ -117,13 +182,15 @@ impl Run {
         let now_us = self.clock.now_us();
         let clock_us = (now_us, now_us);
         let (full, unreadable) = (self.limited, self.unreadable || self.ids_damaged);
-        Flight { kind, target, lines, clock_us, full, unreadable, told: false, expected: None, first }
+        let (letters, told, expected) = (Vec::new(), false, None);
+        Flight { kind, target, lines, letters, clock_us, full, unreadable, told, expected, first }
     }
 
     pub(super) fn send_again(&mut self, flight: Flight) {
         match flight.kind {
             Kind::Lookup | Kind::Position => {}
-            kind => self.send_lines(kind, flight.target, flight.lines),
+            kind if !has_target(&self.pipeline, kind, flight.target) => {}
+            kind => self.send_in_place_of(flight.letters, kind, flight.target, flight.lines),
         }
     }
 
@@ -210,6 +277,11 @@ impl Run {
         let request = Request { handle: 0, kind: Kind::Scores, target: number as usize, body, held_ns: 0 };
         self.door.inbox.push_back(request);
     }
+}
+
+/// Whether the policy is not removed.
+pub fn has_target(pipeline: &Pipeline, kind: Kind, target: usize) -> bool {
+    !matches!(kind, Kind::Decide | Kind::DecideMany | Kind::DryRun) || target < pipeline.policies.len()
 }
 
 pub fn topic_of(pipeline: &Pipeline, kind: Kind, target: usize) -> usize {

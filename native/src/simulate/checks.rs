@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Broken;
-use super::history::ensure;
+use super::history::{Id, ensure};
 use super::run::Run;
 use crate::disk::Disk;
 use crate::follower::Follower;
@@ -39,12 +39,21 @@ impl Run {
         while reader.next().map_err(|error| error.to_string())?.is_some() {
             found += 1;
         }
-        ensure(found == kept, || format!("the log has {found} commits of {kept}"))
+        ensure(found == kept, || format!("the log has {found} commits of {kept}"))?;
+        self.check_untaken()
+    }
+
+    /// What was sent once, and there was no space for it, is nowhere.
+    fn check_untaken(&self) -> Result<(), Broken> {
+        let once = |id: &Id| self.history.sent[id].len() == 1;
+        let found =
+            self.door.untaken.iter().find(|(.., id, _)| once(id) && self.history.ids.contains_key(id));
+        ensure(found.is_none(), || format!("the log has {found:?}, for which there was no space"))
     }
 
     /// But for those that retention has removed undecided.
     pub(super) fn check_all_decided(&mut self) -> Result<(), Broken> {
-        let open = self.history.open();
+        let open = self.history.open(&self.pipeline.policies);
         ensure(open.is_empty(), || format!("undecided: {open:?}"))
     }
 

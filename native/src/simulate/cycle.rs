@@ -8,13 +8,11 @@ use super::run::Run;
 use crate::conform::read_ipc;
 use crate::gate::{Answer, Core, Kind, MODEL, Request, Told};
 
-/// What a cycle's single requests may take of a segment.
-const CYCLE_BYTES: usize = 6 << 10;
-
 impl Run {
     pub(super) fn cycle(&mut self) -> Result<(), Broken> {
-        let count = 1 + self.chance.below(8);
-        let (requests, told) = self.door.next_requests(count, CYCLE_BYTES);
+        let fitting = self.core.as_ref().map_or(0, |core| core.fitting(self.door.inbox.iter()));
+        let count = fitting.min(1 + self.chance.below(8));
+        let (requests, told) = self.door.next_requests(count);
         self.expect_dry_runs(&requests);
         self.trace.push(format!("cycle of {} requests", requests.len()));
         if let Err(error) = self.step(requests, told) {
@@ -34,6 +32,10 @@ impl Run {
         let Some(core) = self.core.as_mut() else { return Ok(()) };
         let answers = core.step(requests, told).and_then(|answers| core.tend().map(|()| answers));
         let answers = answers.map_err(|error| Stop::Gate(error.to_string()))?;
+        // Some calls may fail, and the core goes on; where the process has ended nobody hears what it says.
+        if self.disk.stopped() {
+            return Err(Stop::Gate("the process has ended".into()));
+        }
         self.read_log().map_err(Stop::Broken)?;
         for answer in answers {
             self.take(answer).map_err(Stop::Broken)?;

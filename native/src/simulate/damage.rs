@@ -7,10 +7,11 @@
 use std::sync::Arc;
 
 use super::Broken;
-use super::callers::topic_of;
+use super::callers::{has_target, topic_of};
 use super::disk::SimulatedDisk;
 use super::door::{Line, check_lookup, id_text};
-use super::history::ensure;
+use super::expression::Row;
+use super::history::{Id, ensure};
 use super::run::Run;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
@@ -166,9 +167,11 @@ impl Run {
 
     /// Callers ask again about what was acknowledged: they are told the same, or that it cannot be read and where.
     fn ask_damaged(&mut self, mut core: Core, place: &Place, what: &str) -> std::result::Result<(), Broken> {
-        let known: Vec<_> =
-            self.door.known.iter().rev().filter(|known| known.0 == Kind::Decide).cloned().collect();
-        for (_, target, id, row) in known.into_iter().take(LOOKED_UP) {
+        let decided = |known: &&(Kind, usize, Id, Row)| {
+            known.0 == Kind::Decide && has_target(&self.pipeline, known.0, known.1)
+        };
+        let known: Vec<_> = self.door.known.iter().rev().filter(decided).take(LOOKED_UP).cloned().collect();
+        for (_, target, id, row) in known {
             let (policy, topic) =
                 (&self.pipeline.policies[target], topic_of(&self.pipeline, Kind::Decide, target));
             let topic = &self.pipeline.topics[topic];

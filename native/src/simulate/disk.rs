@@ -99,6 +99,11 @@ impl SimulatedDisk {
         state.fired.take()
     }
 
+    /// Whether the process has ended within a call.
+    pub fn stopped(&self) -> bool {
+        self.state().stopped
+    }
+
     /// The files may have so many bytes together.
     pub fn limit(&self, space: Option<u64>) {
         self.state().space = space;

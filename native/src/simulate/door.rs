@@ -6,9 +6,9 @@ use serde_json::Value as Json;
 
 use super::Broken;
 use super::expression::Row;
-use super::history::{History, Id, ensure, fallback_body, id_of, to_json};
+use super::history::{History, Id, ensure, fallback_body, id_of};
 use super::pipeline::{AHEAD_US, Pipeline};
-use crate::gate::{Answer, Kind, Request, Told};
+use crate::gate::{Answer, Kind, REPEAT, Request, Told};
 
 /// A request that has not been answered.
 pub struct Flight {
@@ -16,6 +16,8 @@ pub struct Flight {
     /// A policy or a topic.
     pub target: usize,
     pub lines: Vec<Line>,
+    /// Of a retry, the dead letter that each line is sent in the place of.
+    pub letters: Vec<i64>,
     /// The clock's range since it was sent.
     pub clock_us: (i64, i64),
     /// The disk was full meanwhile.
@@ -29,6 +31,9 @@ pub struct Flight {
     /// The first attempt of its event, with no other under way when it was sent.
     pub first: bool,
 }
+
+/// An offset that no dead letter ever has.
+pub const NO_LETTER: i64 = 1 << 40;
 
 pub struct Line {
     pub id: Id,
@@ -52,6 +57,8 @@ pub struct Door {
     told_here: BTreeSet<Id>,
     /// What was acknowledged, for retries: a policy or a topic, and the event.
     pub known: Vec<(Kind, usize, Id, Row)>,
+    /// What the disk had no space for, as its callers were told.
+    pub untaken: Vec<(Kind, usize, Id, Row)>,
     pub acknowledged: u64,
     pub answers: u64,
 }
@@ -65,16 +72,8 @@ impl Door {
         handle
     }
 
-    /// The next requests for the gate, no more than fit into one commit.
-    pub fn next_requests(&mut self, count: usize, bytes_max: usize) -> (Vec<Request>, Told) {
-        let (mut requests, mut bytes) = (Vec::new(), 0);
-        while requests.len() < count
-            && bytes < bytes_max
-            && let Some(request) = self.inbox.pop_front()
-        {
-            bytes += 2 * request.body.len() + 1024;
-            requests.push(request);
-        }
+    pub fn next_requests(&mut self, count: usize) -> (Vec<Request>, Told) {
+        let requests: Vec<Request> = self.inbox.drain(..count).collect();
         let waits = |handle: &u64| self.inbox.iter().any(|request| request.handle == *handle);
         let told = std::mem::take(&mut self.told);
         let (told, later) = told.split(waits);
@@ -114,7 +113,9 @@ impl Door {
         let Some(flight) = self.flights.get(&answer.handle).filter(|flight| flight.first) else { return };
         let lines: Vec<&[u8]> = answer.body.split(|&byte| byte == b'\n').collect();
         for (index, line) in flight.lines.iter().enumerate() {
-            let refused = lines.get(index).is_none_or(|line| line.starts_with(b"{\"error\":"));
+            let refused = lines
+                .get(index)
+                .is_none_or(|line| line.starts_with(b"{\"error\":") || for_want_of_space(line));
             if answer.status != 200 || refused {
                 self.promised.remove(&line.id);
             }
@@ -148,6 +149,8 @@ impl Door {
             self.void_promises(answer);
             return ensure(may, || format!("{what}: {}", text(body)));
         }
+        let repeat = answer.flags & REPEAT != 0;
+        ensure(!(repeat && flight.first), || format!("{what}: the first attempt is told as a repeat"))?;
         match flight.kind {
             Kind::Decide if answer.status == 200 => {
                 self.check_told(&what, answer.handle, 0, body, history, pipeline)
@@ -155,12 +158,17 @@ impl Door {
             Kind::Decide => {
                 check_refused(&what, flight, &flight.lines[0], answer.status, body, history, pipeline)
             }
-            Kind::DecideMany | Kind::EventsJson | Kind::EventsNdjson | Kind::EventsArrow
+            Kind::DecideMany | Kind::EventsJson | Kind::EventsNdjson | Kind::EventsArrow | Kind::Retry
                 if answer.status != 200 =>
             {
                 let full = answer.status == 503 && flight.full;
-                let unreadable = answer.status == 422 && flight.lines.iter().any(|line| !line.json);
-                ensure(full || unreadable, || format!("{what}: {} {}", answer.status, text(body)))
+                let unreadable = match flight.kind {
+                    Kind::Retry => flight.letters.contains(&NO_LETTER),
+                    _ => flight.lines.iter().any(|line| !line.json),
+                };
+                ensure(full || unreadable && answer.status == 422, || {
+                    format!("{what}: {} {}", answer.status, text(body))
+                })
             }
             Kind::DecideMany => {
                 let lines: Vec<Vec<u8>> = body
@@ -178,7 +186,7 @@ impl Door {
                 }
                 Ok(())
             }
-            Kind::EventsJson | Kind::EventsNdjson | Kind::EventsArrow => {
+            Kind::EventsJson | Kind::EventsNdjson | Kind::EventsArrow | Kind::Retry => {
                 self.check_events(&what, answer.handle, body, history, pipeline)
             }
             Kind::DryRun => check_dry_run(&what, flight, answer.status, body),
@@ -205,11 +213,14 @@ impl Door {
         pipeline: &Pipeline,
     ) -> Result<(), Broken> {
         let flight = &self.flights[&handle];
-        let line = &flight.lines[line];
+        let (index, line) = (line, &flight.lines[line]);
         let policy = &pipeline.policies[flight.target];
         let topic = &pipeline.topics[policy.topic];
         let row = line.row.as_ref().ok_or_else(|| format!("{what}: poison is answered {}", text(body)))?;
         let told = without_time(body)?;
+        if told["cause"] == "disk_full" {
+            return self.check_untaken(what, handle, index, &told, history, pipeline);
+        }
         let places = match told["offset"].as_i64() {
             Some(offset) => history.offsets.get(topic.name).and_then(|places| places.get(offset as usize)),
             None => history.ids.get(&line.id).and_then(|places| places.last()),
@@ -226,10 +237,8 @@ impl Door {
         let key = (policy.name.to_string(), past.offset);
         let timeout = history.timeouts.get(&key);
         if told["timed_out"] == true {
-            let version = timeout.cloned().unwrap_or_else(|| policy.version());
-            let kind =
-                topic.fields.iter().find(|field| field.name == topic.id).expect("a topic has an id").kind;
-            let expected = fallback_body(to_json(past.row.get(topic.id), kind), policy.fallback(), &version);
+            let version = timeout.cloned().unwrap_or_else(|| pipeline.version(policy));
+            let expected = fallback_body(topic.id_json(row), policy.fallback(), &version, "deadline");
             let may = timeout.is_some() || self.told_here.contains(&line.id);
             ensure(may && same(&told, &expected), || {
                 format!("{what}: {told}, and no deadline passed: {expected}")
@@ -255,6 +264,32 @@ impl Door {
         Ok(())
     }
 
+    /// The fallback on a full disk: its policy says so, and nothing of the event is known.
+    fn check_untaken(
+        &mut self,
+        what: &str,
+        handle: u64,
+        line: usize,
+        told: &Json,
+        history: &History,
+        pipeline: &Pipeline,
+    ) -> Result<(), Broken> {
+        let flight = &self.flights[&handle];
+        let line = &flight.lines[line];
+        let policy = &pipeline.policies[flight.target];
+        let topic = &pipeline.topics[policy.topic];
+        let row = line.row.as_ref().ok_or_else(|| format!("{what}: poison is answered {told}"))?;
+        let expected =
+            fallback_body(topic.id_json(row), policy.fallback(), &pipeline.version(policy), "disk_full");
+        // A line of a body may have been sent again, and decided, until the last one was judged.
+        let known = flight.kind == Kind::Decide
+            && history.remembered(&line.id, topic.retain_us, flight.clock_us.1).is_some();
+        let may = policy.on_full == "fallback" && flight.full && !known;
+        ensure(may && same(told, &expected), || format!("{what}: {told}, not {expected}"))?;
+        self.untaken.push((flight.kind, flight.target, line.id.clone(), row.clone()));
+        Ok(())
+    }
+
     fn check_events(
         &mut self,
         what: &str,
@@ -274,8 +309,17 @@ impl Door {
             let Some(offset) = offset.as_i64() else {
                 let error =
                     rejected.iter().find(|error| error["index"] == index).ok_or("an event is lost")?;
-                let error = serde_json::json!({"error": error["error"]}).to_string();
-                check_refused(what, flight, line, 0, error.as_bytes(), history, pipeline)?;
+                let body = serde_json::json!({"error": error["error"]}).to_string();
+                check_refused(what, flight, line, 0, body.as_bytes(), history, pipeline)?;
+                let keeps = topic.dead_letters && flight.kind != Kind::Retry;
+                let checked = history.letters.check_told(
+                    topic.name,
+                    (handle, index),
+                    error,
+                    (keeps, flight.full),
+                    flight.clock_us,
+                );
+                checked.map_err(|broken| format!("{what}: {broken}"))?;
                 continue;
             };
             let row = line.row.as_ref().ok_or_else(|| format!("{what}: poison is taken as {offset}"))?;
@@ -286,6 +330,9 @@ impl Door {
             let past = &history.past[place];
             let same = past.row == *row && past.origin.is_none();
             ensure(same, || format!("{what}: {offset} is {past:?}, not {row:?}"))?;
+            let open = |letter: &&i64| !history.letters.done.contains(&(topic.name.to_string(), **letter));
+            let open = flight.letters.get(index).filter(open);
+            ensure(open.is_none(), || format!("{what}: letter {open:?} is open, and is in the log"))?;
             taken.push((line.id.clone(), row.clone()));
         }
         let target = flight.target;
@@ -391,10 +438,10 @@ pub fn check_lookup(
     let late =
         told.as_object_mut().and_then(|told| told.remove("late_decision")).ok_or("no late decision")?;
     let decision = history.decisions.get(&key);
-    let told_now = (told_here && told["timed_out"] == true).then(|| policy.version());
+    let told_now = (told_here && told["timed_out"] == true).then(|| pipeline.version(policy));
     match history.timeouts.get(&key).cloned().or(told_now) {
         Some(version) => {
-            let expected = fallback_body(told["id"].clone(), policy.fallback(), &version);
+            let expected = fallback_body(told["id"].clone(), policy.fallback(), &version, "deadline");
             let late = match late {
                 Json::Null => None,
                 late => Some(late),
@@ -418,6 +465,11 @@ pub fn check_lookup(
 
 fn json(body: &[u8]) -> Result<Json, Broken> {
     serde_json::from_slice(body).map_err(|error| format!("{error}: {}", text(body)))
+}
+
+/// Whether a caller was told the fallback because of a full disk.
+fn for_want_of_space(body: &[u8]) -> bool {
+    json(body).is_ok_and(|told| told["cause"] == "disk_full")
 }
 
 fn without_time(body: &[u8]) -> Result<Json, Broken> {

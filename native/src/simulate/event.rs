@@ -11,10 +11,11 @@ use arrow_array::{
 use super::chance::Chance;
 use super::expression::{Row, Value, decimal_text};
 use super::pipeline::{SECOND, Topic};
+use crate::decode::Limits;
 use crate::schema::{Field, Type};
 
 /// An event at about this time; its id is one of a few thousand, so that some come again.
-pub fn draw(topic: &Topic, id: u64, now_us: i64, chance: &mut Chance) -> Row {
+pub fn draw(topic: &Topic, id: u64, now_us: i64, limits: &Limits, chance: &mut Chance) -> Row {
     let mut row = Row::new();
     for field in &topic.fields {
         let value = match field.name.as_str() {
@@ -28,6 +29,8 @@ pub fn draw(topic: &Topic, id: u64, now_us: i64, chance: &mut Chance) -> Row {
             "shop" => Value::Whole(chance.below(3) as i128),
             "amount" | "tip" => Value::Whole(chance.between(-1000, 90_000).into()),
             "items" => Value::Whole(chance.between(-2, 6).into()),
+            // As long as one may be.
+            _ if chance.percent(1) => Value::Text("x".repeat(limits.text_bytes)),
             _ if chance.percent(3) => Value::Text("é\"\\\n".repeat(chance.below(120))),
             _ => Value::Text(chance.pick(&["red", "green", "blue", ""]).to_string()),
         };
@@ -127,8 +130,29 @@ fn time_text(time_us: i64) -> String {
     )
 }
 
+/// The event of a row of columns, as a dead letter has it.
+pub fn arrow_json(topic: &Topic, row: &Row) -> String {
+    let members = topic.fields.iter().map(|field| {
+        let value = match row.get(&field.name) {
+            Some(Value::Whole(time)) if field.kind == Type::Timestamp => {
+                format!("\"{}\"", time_text(*time as i64).replace(".000000", ""))
+            }
+            value => super::history::to_json(value, field.kind).to_string(),
+        };
+        format!("\"{}\":{value}", field.name)
+    });
+    format!("{{{}}}", members.collect::<Vec<_>>().join(","))
+}
+
+/// An event with a text that is too long.
+pub fn lengthen(row: &Row, limits: &Limits, chance: &mut Chance) -> Row {
+    let mut other = row.clone();
+    other.insert("note".into(), Value::Text("é".repeat(limits.text_bytes / 2 + 1 + chance.below(200))));
+    other
+}
+
 /// A body that is no event of the topic.
-pub fn draw_poison(topic: &Topic, row: &Row, chance: &mut Chance) -> String {
+pub fn draw_poison(topic: &Topic, row: &Row, limits: &Limits, chance: &mut Chance) -> Vec<u8> {
     let good = to_json(topic, row, chance);
     let with = |name: &str, text: &str| {
         let mut rest = row.clone();
@@ -141,10 +165,10 @@ pub fn draw_poison(topic: &Topic, row: &Row, chance: &mut Chance) -> String {
             members.replace(&format!("\"{name}\": null,"), "").replace(&format!(",\"{name}\": null"), "");
         format!("{{\"{name}\":{text},{}", &members[1..])
     };
-    match chance.below(9) {
+    let text = match chance.below(14) {
         0 => {
             let end = good.len() - 1 - chance.below(good.len() / 2);
-            String::from_utf8_lossy(&good.as_bytes()[..end]).into()
+            String::from_utf8_lossy(&good.as_bytes()[..end]).trim_end().into()
         }
         1 => with(topic.id, "null"),
         2 => with("amount", "1.005"),
@@ -153,8 +177,20 @@ pub fn draw_poison(topic: &Topic, row: &Row, chance: &mut Chance) -> String {
         5 => with("unheard_of", "1"),
         6 => with(topic.time, "\"2026-11-01T12:00:00\""),
         7 => with("amount", "NaN"),
-        _ => "[1, 2".into(),
-    }
+        8 => "[1, 2".into(),
+        9 => {
+            let mut bytes = with("note", "\"?\"").into_bytes();
+            let place = bytes.iter().position(|&byte| byte == b'?').expect("it was written");
+            bytes[place] = 0xff;
+            return bytes;
+        }
+        10 => to_json(topic, &lengthen(row, limits, chance), chance),
+        11 => with(topic.id, &format!("\"{}\"", "i".repeat(limits.text_bytes + 1))),
+        // Short texts, long JSON.
+        12 => with("note", &format!("\"{}\"", "\\u0078".repeat(limits.event_bytes / 6 + 1))),
+        _ => good.replacen('{', &format!("{{{}", " ".repeat(limits.event_bytes)), 1),
+    };
+    text.into_bytes()
 }
 
 /// The same events as a batch of columns.

@@ -13,10 +13,11 @@ use xxhash_rust::xxh3::Xxh3;
 use super::Broken;
 use super::event::cell;
 use super::expression::{Row, Value, decimal_text};
-use super::pipeline::{OUTCOMES, Pipeline, Policy};
+use super::letters::Letters;
+use super::pipeline::{OUTCOMES, Pipeline, Policy, Topic};
 use super::recompute::{agrees, feature};
 use crate::engine::{LATE, STATELESS};
-use crate::follower::Incomplete;
+use crate::follower::{Incomplete, STATE_NOTE, fingerprint};
 use crate::log::{Catalog, Commit, StoredSection};
 use crate::schema::{Field, Type};
 
@@ -29,7 +30,9 @@ pub struct Past {
     pub topic: String,
     pub offset: i64,
     pub row: Row,
-    /// The effective time.
+    /// Its own time, and the newest of its topic before it.
+    times: (i64, Option<i64>),
+    /// The effective time, as the topic's lateness is at present.
     pub time: i64,
     pub late: bool,
     /// The policy that it entered by.
@@ -48,11 +51,15 @@ pub struct History {
     /// By policy and offset: what the caller is told, without the time that it took.
     pub decisions: BTreeMap<(String, i64), serde_json::Value>,
     pub timeouts: BTreeMap<(String, i64), String>,
+    pub letters: Letters,
     /// The commits as they were, for a second reading.
     pub commits: BTreeMap<u64, u64>,
     pub sequence: u64,
     newest: BTreeMap<String, i64>,
     versions: BTreeMap<(String, String), (Arc<Pipeline>, usize)>,
+    /// Pipelines by what the log notes of their state, and that of the last commit.
+    states: BTreeMap<String, Arc<Pipeline>>,
+    state: Option<Arc<Pipeline>>,
     /// Features that start has said lack something.
     incomplete: Vec<Incomplete>,
     /// What was sent under an id.
@@ -76,9 +83,10 @@ impl History {
 
     pub fn define(&mut self, pipeline: &Arc<Pipeline>) {
         for (index, policy) in pipeline.policies.iter().enumerate() {
-            let key = (policy.name.to_string(), policy.version());
+            let key = (policy.name.to_string(), pipeline.version(policy));
             self.versions.insert(key, (pipeline.clone(), index));
         }
+        self.states.insert(fingerprint(&pipeline.plan()), pipeline.clone());
     }
 
     /// A start has said what it could not build.
@@ -96,6 +104,8 @@ impl History {
         })?;
         self.commits.insert(commit.sequence, digest(commit)?);
         self.sequence = commit.sequence;
+        self.follow_change(catalog)?;
+        let (first, mut done) = (self.past.len(), BTreeSet::new());
         for section in &commit.sections {
             let batch = section.batch().map_err(|error| error.to_string())?;
             let fields = &catalog.schema(section.schema).ok_or("a schema is missing")?.schema.fields;
@@ -104,12 +114,34 @@ impl History {
                 self.take_decisions(policy, &batch, fields)?;
             } else if let Some(policy) = topic.strip_suffix(".timeouts") {
                 self.take_timeouts(policy, &batch, fields)?;
+            } else if let Some(topic) = topic.strip_suffix(".deadletters") {
+                self.letters.take(topic, section.base_offset, &batch, fields)?;
+            } else if let Some(topic) = topic.strip_suffix(".deadletters.done") {
+                done.extend(self.take_marks(topic, &batch, fields)?);
             } else {
                 let origin = catalog.topic_of_origin(section.origin);
                 let origin = origin.map(|name| name.trim_end_matches(".decisions").to_string());
                 self.take_events(commit, section, origin, &batch, fields)?;
             }
         }
+        self.check_retried(first, &done)?;
+        self.letters.done.extend(done);
+        Ok(())
+    }
+
+    /// Where the pipeline has changed, events have the times that they would have if it had always been so.
+    fn follow_change(&mut self, catalog: &Catalog) -> Result<(), Broken> {
+        // A log begins before its pipeline does.
+        let Some(noted) = catalog.notes().get(STATE_NOTE) else { return Ok(()) };
+        let state = self.states.get(noted).ok_or("the log is of an unknown pipeline")?.clone();
+        if self.state.as_ref().is_some_and(|last| Arc::ptr_eq(last, &state)) {
+            return Ok(());
+        }
+        for past in &mut self.past {
+            let about = state.topics.iter().find(|topic| topic.name == past.topic).expect("topics stay");
+            past.time = past.times.0.max(floor(past.times.1, about.lateness_us));
+        }
+        self.state = Some(state);
         Ok(())
     }
 
@@ -132,9 +164,7 @@ impl History {
         fields: &[Field],
     ) -> Result<(), Broken> {
         let topic = section.topic.to_string();
-        let (pipeline, _) = self.versions.values().next().ok_or("no pipeline")?;
-        let about =
-            pipeline.topics.iter().find(|about| about.name == topic).ok_or("an unknown topic")?.clone();
+        let about = self.topic(&topic)?.clone();
         for index in 0..batch.num_rows() {
             let row = row_of(batch, fields, index);
             let offset = section.base_offset as i64 + index as i64;
@@ -150,7 +180,7 @@ impl History {
             ensure(again.is_none(), || format!("{topic} has one event twice: {again:?} and {offset}"))?;
             let Value::Whole(own) = row[about.time] else { return Err("a time is no time".into()) };
             let (own, newest) = (own as i64, self.newest.get(&topic).copied());
-            let floor = newest.map_or(i64::MIN, |newest| newest - about.lateness_us);
+            let floor = floor(newest, about.lateness_us);
             let mark = section.marks.as_ref().map_or(0, |marks| marks[index]);
             ensure((mark & LATE != 0) == (own < floor), || format!("{topic} {offset} is marked {mark}"))?;
             self.newest.insert(topic.clone(), newest.map_or(own, |newest| newest.max(own)));
@@ -161,6 +191,7 @@ impl History {
                 topic: topic.clone(),
                 offset,
                 row,
+                times: (own, newest),
                 time: own.max(floor),
                 late: own < floor,
                 origin: origin.clone(),
@@ -170,6 +201,12 @@ impl History {
             });
         }
         Ok(())
+    }
+
+    /// A topic as the pipeline has it that the log is of.
+    fn topic(&self, name: &str) -> Result<&Topic, Broken> {
+        let pipeline = self.state.as_ref().ok_or("no pipeline")?;
+        pipeline.topics.iter().find(|topic| topic.name == name).ok_or("an unknown topic".into())
     }
 
     /// The offset of an event with this id that must still be known: neither expired nor cut off by retention.
@@ -183,11 +220,13 @@ impl History {
 
     /// What the engine would make of an event if it came next.
     pub fn next(&self, topic: &str, row: Row, own: i64, lateness_us: i64) -> Past {
-        let floor = self.newest.get(topic).map_or(i64::MIN, |newest| newest - lateness_us);
+        let newest = self.newest.get(topic).copied();
+        let floor = floor(newest, lateness_us);
         Past {
             topic: topic.into(),
             offset: -1,
             row,
+            times: (own, newest),
             time: own.max(floor),
             late: own < floor,
             origin: None,
@@ -195,6 +234,45 @@ impl History {
             commit_us: 0,
             remembered: true,
         }
+    }
+
+    // Dead letters.
+
+    /// Letters that are put right: an event that was sent in the place of each is in the log.
+    fn take_marks(
+        &self,
+        topic: &str,
+        batch: &RecordBatch,
+        fields: &[Field],
+    ) -> Result<Vec<(String, i64)>, Broken> {
+        let mut marked = Vec::new();
+        for index in 0..batch.num_rows() {
+            let Value::Whole(letter) = row_of(batch, fields, index)["offset"] else {
+                return Err("an offset is no number".into());
+            };
+            let letter = (topic.to_string(), letter as i64);
+            let taken = |(id, row): &(Id, Row)| {
+                let places = self.ids.get(id).into_iter().flatten();
+                places.map(|&place| &self.past[place]).any(|past| past.origin.is_none() && past.row == *row)
+            };
+            let sent = self.letters.retries.get(&letter).map_or(&[][..], |sent| sent);
+            ensure(sent.iter().any(taken), || format!("{letter:?} is marked, and no retry of it was taken"))?;
+            marked.push(letter);
+        }
+        Ok(marked)
+    }
+
+    /// An event that came by retries alone is in the log with the mark of its letter.
+    fn check_retried(&self, first: usize, marked: &BTreeSet<(String, i64)>) -> Result<(), Broken> {
+        for past in &self.past[first..] {
+            let id = id_of(&past.topic, &past.row[self.topic(&past.topic)?.id]);
+            let letters = self.letters.retried.get(&id).map_or(&[][..], |letters| letters);
+            let otherwise = letters.len() < self.sent[&id].len();
+            ensure(otherwise || letters.iter().any(|letter| marked.contains(letter)), || {
+                format!("{} {} was a retry, and its letter is open", past.topic, past.offset)
+            })?;
+        }
+        Ok(())
     }
 
     // Decisions.
@@ -377,7 +455,7 @@ impl History {
         row.insert("id".into(), past.row[pipeline.topics[about.topic].id].clone());
         row.insert("outcome".into(), Value::Text(outcome.into()));
         row.insert("reasons".into(), Value::Text(json!(reasons).to_string()));
-        row.insert("policy_version".into(), Value::Text(about.version()));
+        row.insert("policy_version".into(), Value::Text(pipeline.version(about)));
         let mut body = body(about, pipeline, &row, past, &columns);
         body["offset"] = serde_json::Value::Null;
         Some(body)
@@ -400,12 +478,18 @@ impl History {
         Ok(())
     }
 
-    /// Events that the log still has, and no decision about them.
-    pub fn open(&self) -> BTreeSet<(String, i64)> {
+    /// Events of these policies that the log still has, and no decision about them.
+    pub fn open(&self, policies: &[Policy]) -> BTreeSet<(String, i64)> {
         let kept = self.past.iter().filter(|past| past.sequence >= self.first_sequence);
         let entered = kept.filter_map(|past| Some((past.origin.clone()?, past.offset)));
-        entered.filter(|key| !self.decisions.contains_key(key)).collect()
+        let known = |name: &str| policies.iter().any(|policy| policy.name == name);
+        entered.filter(|key| known(&key.0) && !self.decisions.contains_key(key)).collect()
     }
+}
+
+/// The earliest effective time.
+fn floor(newest: Option<i64>, lateness_us: i64) -> i64 {
+    newest.map_or(i64::MIN, |newest| newest - lateness_us)
 }
 
 pub fn ensure(holds: bool, what: impl FnOnce() -> String) -> Result<(), Broken> {
@@ -421,12 +505,12 @@ pub fn id_of(topic: &str, id: &Value) -> Id {
     (topic.to_string(), text)
 }
 
-fn row_of(batch: &RecordBatch, fields: &[Field], row: usize) -> Row {
+pub fn row_of(batch: &RecordBatch, fields: &[Field], row: usize) -> Row {
     let cells = fields.iter().zip(batch.columns());
     cells.filter_map(|(field, column)| Some((field.name.clone(), cell(column, field.kind, row)?))).collect()
 }
 
-fn text(row: &Row, name: &str) -> String {
+pub fn text(row: &Row, name: &str) -> String {
     match row.get(name) {
         Some(Value::Text(text)) => text.clone(),
         _ => String::new(),
@@ -478,11 +562,11 @@ fn body(about: &Policy, pipeline: &Pipeline, row: &Row, past: &Past, columns: &[
     body
 }
 
-/// The answer of a deadline that passed, without the time that it took.
-pub fn fallback_body(id: serde_json::Value, outcome: &str, version: &str) -> serde_json::Value {
+/// The answer of a deadline that passed, or of a full disk, without the time that it took.
+pub fn fallback_body(id: serde_json::Value, outcome: &str, version: &str, cause: &str) -> serde_json::Value {
     json!({
         "id": id, "outcome": outcome, "reasons": [], "score": null, "features": null, "policy_version": version,
-        "offset": null, "timed_out": true, "cause": "deadline",
+        "offset": null, "timed_out": cause == "deadline", "cause": cause,
     })
 }
 

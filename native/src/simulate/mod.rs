@@ -23,6 +23,7 @@ mod event;
 mod expression;
 mod follow;
 mod history;
+mod letters;
 mod pipeline;
 mod recompute;
 mod restart;

@@ -3,7 +3,8 @@
 use serde_json::json;
 
 use super::chance::Chance;
-use super::expression::{self as expr, Expression};
+use super::expression::{self as expr, Expression, Row};
+use super::history::to_json;
 use crate::plan::Plan;
 use crate::schema::{Field, Type};
 use crate::windows::{Aggregate, output_type};
@@ -17,6 +18,8 @@ pub const OUTCOMES: [&str; 3] = ["decline", "review", "approve"];
 pub struct Pipeline {
     pub topics: Vec<Topic>,
     pub policies: Vec<Policy>,
+    /// Those that the user took out; any may come back, the last one first.
+    pub removed: Vec<Policy>,
 }
 
 #[derive(Clone, Debug)]
@@ -27,6 +30,7 @@ pub struct Topic {
     pub time: &'static str,
     pub retain_us: i64,
     pub lateness_us: i64,
+    pub dead_letters: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -37,6 +41,7 @@ pub struct Policy {
     pub derived: Vec<(String, Expression)>,
     pub rules: Vec<Rule>,
     pub model: bool,
+    pub on_full: &'static str,
 }
 
 /// An aggregate over a sliding window.
@@ -63,13 +68,14 @@ pub struct Rule {
 impl Pipeline {
     pub fn draw(chance: &mut Chance) -> Pipeline {
         let retain_us = *chance.pick(&[60 * SECOND, 3600 * SECOND]);
-        let lateness_us = *chance.pick(&[30 * SECOND, 120 * SECOND]);
+        let lateness_us = *chance.pick(&LATENESSES);
         let id = if chance.percent(50) { Type::Text } else { Type::Int64 };
         let mut topics = vec![payments(id, retain_us, lateness_us)];
         if chance.percent(60) {
             topics.push(reports(retain_us, lateness_us));
         }
-        let mut pipeline = Pipeline { topics, policies: Vec::new() };
+        topics.iter_mut().for_each(|topic| topic.dead_letters = chance.percent(60));
+        let mut pipeline = Pipeline { topics, policies: Vec::new(), removed: Vec::new() };
         let count = 1 + chance.below(3);
         for (index, &name) in ["authorise", "limits", "audit"].iter().enumerate().take(count) {
             let topic = if index == 2 { pipeline.topics.len() - 1 } else { 0 };
@@ -80,11 +86,11 @@ impl Pipeline {
     }
 
     /// What a user may do between two starts: a feature comes, goes or is defined anew, a rule changes, a field is
-    /// added. The words are what changed.
+    /// added, a policy goes or comes back. The words are what changed.
     pub fn change(&mut self, chance: &mut Chance) -> &'static str {
-        let index = chance.below(self.policies.len());
-        let policy = &mut self.policies[index];
-        match chance.below(5) {
+        let count = self.policies.len();
+        let policy = &mut self.policies[chance.below(count)];
+        match chance.below(8) {
             0 => {
                 let name = format!("g{}", chance.below(1000));
                 if policy.features.iter().all(|feature| feature.name != name) {
@@ -116,11 +122,39 @@ impl Pipeline {
                 }
                 "an optional field is added"
             }
+            4 => {
+                let index = chance.below(self.topics.len());
+                self.topics[index].lateness_us = *chance.pick(&LATENESSES);
+                "the lateness of a topic"
+            }
+            5 if count > 1 && chance.percent(50) => {
+                self.removed.extend(self.policies.pop());
+                "a policy is removed"
+            }
+            5 => {
+                self.policies.extend(self.removed.pop());
+                "a policy comes back"
+            }
+            6 => {
+                let index = chance.below(self.topics.len());
+                let topic = &mut self.topics[index];
+                topic.dead_letters = !topic.dead_letters;
+                policy.on_full = *chance.pick(&ON_FULL);
+                "what is kept or told of events that are not taken"
+            }
             _ => {
                 policy.rules = draw_rules(&self.topics, policy, chance);
                 "the rules change"
             }
         }
+    }
+
+    /// Another one for all that decides otherwise.
+    pub fn version(&self, policy: &Policy) -> String {
+        let lateness_us = self.topics.iter().map(|topic| topic.lateness_us).collect::<Vec<_>>();
+        let Policy { topic, features, derived, rules, model, .. } = policy;
+        let text = format!("{topic}{lateness_us:?}{features:?}{derived:?}{rules:?}{model:?}");
+        format!("{:016x}", xxhash_rust::xxh3::xxh3_64(text.as_bytes()))
     }
 
     /// As the core reads it, laid out as `penstock.runtime.plan` does.
@@ -142,10 +176,10 @@ impl Pipeline {
             });
             json!({
                 "name": policy.name, "features": index, "model": policy.model.then_some(0), "within_us": 50_000,
-                "on_full": "refuse",
+                "on_full": policy.on_full,
                 "fallback": policy.fallback(), "outcomes": OUTCOMES, "default": "approve",
                 "rules": rules.collect::<Vec<_>>(),
-                "definition": policy.version(), "version": policy.version(),
+                "definition": self.version(policy), "version": self.version(policy),
             })
         });
         let document = json!({
@@ -161,12 +195,17 @@ impl Pipeline {
 }
 
 impl Topic {
+    pub fn id_json(&self, row: &Row) -> serde_json::Value {
+        let field = self.fields.iter().find(|field| field.name == self.id).expect("a topic has an id");
+        to_json(row.get(self.id), field.kind)
+    }
+
     fn plan(&self) -> serde_json::Value {
         let place = |name: &str| self.fields.iter().position(|field| field.name == name);
         json!({
             "name": self.name, "fields": self.fields, "id": place(self.id), "time": place(self.time),
             "retain_us": self.retain_us, "lateness_us": self.lateness_us, "ahead_us": AHEAD_US,
-            "dead_letters": false,
+            "dead_letters": self.dead_letters,
         })
     }
 }
@@ -182,12 +221,6 @@ impl Policy {
 
     pub fn fallback(&self) -> &'static str {
         if self.model { "review" } else { "approve" }
-    }
-
-    /// Another one for all that decides otherwise.
-    pub fn version(&self) -> String {
-        let text = format!("{:?}{:?}{:?}{:?}", self.features, self.derived, self.rules, self.model);
-        format!("{:016x}", xxhash_rust::xxh3::xxh3_64(text.as_bytes()))
     }
 }
 
@@ -261,6 +294,8 @@ impl StoreDraft {
 
 // What is drawn.
 
+const LATENESSES: [i64; 2] = [30 * SECOND, 120 * SECOND];
+const ON_FULL: [&str; 2] = ["refuse", "fallback"];
 const LENGTHS: [Option<i64>; 5] =
     [Some(10 * SECOND), Some(60 * SECOND), Some(600 * SECOND), Some(3600 * SECOND), None];
 
@@ -275,7 +310,15 @@ fn payments(id: Type, retain_us: i64, lateness_us: i64) -> Topic {
         field("amount", AMOUNT, false),
         field("paid_at", Type::Timestamp, false),
     ];
-    Topic { name: "payments", fields, id: "payment", time: "paid_at", retain_us, lateness_us }
+    Topic {
+        name: "payments",
+        fields,
+        id: "payment",
+        time: "paid_at",
+        retain_us,
+        lateness_us,
+        dead_letters: false,
+    }
 }
 
 fn reports(retain_us: i64, lateness_us: i64) -> Topic {
@@ -287,7 +330,15 @@ fn reports(retain_us: i64, lateness_us: i64) -> Topic {
         field("amount", AMOUNT, true),
         field("seen_at", Type::Timestamp, false),
     ];
-    Topic { name: "reports", fields, id: "report", time: "seen_at", retain_us, lateness_us }
+    Topic {
+        name: "reports",
+        fields,
+        id: "report",
+        time: "seen_at",
+        retain_us,
+        lateness_us,
+        dead_letters: false,
+    }
 }
 
 fn draw_policy(
@@ -299,7 +350,8 @@ fn draw_policy(
 ) -> Policy {
     let count = 1 + chance.below(5);
     let features = (0..count).map(|index| draw_feature(topics, topic, format!("f{index}"), chance)).collect();
-    let mut policy = Policy { name, topic, features, derived: Vec::new(), rules: Vec::new(), model };
+    let on_full = *chance.pick(&ON_FULL);
+    let mut policy = Policy { name, topic, features, derived: Vec::new(), rules: Vec::new(), model, on_full };
     policy.derived = draw_derived(&policy, chance);
     policy.rules = draw_rules(topics, &policy, chance);
     policy

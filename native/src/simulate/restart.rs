@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Broken;
 use super::disk::{Fault, Loss};
-use super::history::ensure;
+use super::pipeline::Pipeline;
 use super::run::Run;
 use crate::gate::Core;
 
@@ -80,12 +80,16 @@ impl Run {
         if self.chance.percent(self.odds.change) && self.summary.starts < 40 {
             let mut changed = (*self.pipeline).clone();
             let what = changed.change(&mut self.chance);
-            self.pipeline = Arc::new(changed);
-            self.follower = None;
             self.note("pipeline changed", what.into());
-            self.history.define(&self.pipeline);
+            self.replace_pipeline(changed);
         }
         self.start()
+    }
+
+    pub(super) fn replace_pipeline(&mut self, changed: Pipeline) {
+        self.pipeline = Arc::new(changed);
+        self.follower = None;
+        self.history.define(&self.pipeline);
     }
 
     /// Until it succeeds: without a fault it must.
@@ -126,9 +130,7 @@ impl Run {
         }
         self.check_whole_log()?;
         self.check_positions()?;
-        ensure(self.history.open().is_empty(), || {
-            format!("undecided after a start: {:?}", self.history.open())
-        })?;
+        self.check_all_decided().map_err(|broken| format!("after a start {broken}"))?;
         if self.chance.percent(30) { self.check_state() } else { Ok(()) }
     }
 

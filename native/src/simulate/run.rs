@@ -14,6 +14,7 @@ use super::door::{Door, Flight};
 use super::history::{History, Id, ensure};
 use super::pipeline::{Pipeline, SECOND};
 use super::summary::Summary;
+use crate::decode::Limits;
 use crate::disk::Disk;
 use crate::follower::Follower;
 use crate::gate::{Clock, Core, Settings};
@@ -33,6 +34,8 @@ pub(super) struct Odds {
     pub(super) follow: u32,
     pub(super) jump: u32,
     pub(super) full: u32,
+    /// In percent of ticks with a full disk: a log has space for a while.
+    pub(super) space: u32,
     pub(super) power: u32,
     pub(super) change: u32,
     pub(super) flip: u32,
@@ -44,6 +47,7 @@ pub struct Run {
     pub(super) odds: Odds,
     pub(super) clock: Arc<SimulatedClock>,
     pub(super) disk: SimulatedDisk,
+    pub(super) limits: Limits,
     pub(super) settings: (Settings, log::Settings, ids::Settings),
     pub(super) pipeline: Arc<Pipeline>,
     pub(super) history: History,
@@ -82,6 +86,7 @@ impl Run {
             follow: *chance.pick(&[0, 10, 40]),
             jump: *chance.pick(&[0, 0, 5]),
             full: *chance.pick(&[0, 0, 5]),
+            space: *chance.pick(&[3, 30]),
             power: *chance.pick(&[20, 50, 90]),
             change: *chance.pick(&[0, 20, 50]),
             flip: *chance.pick(&[0, 40, 100]),
@@ -91,12 +96,12 @@ impl Run {
             commit_bytes: *chance.pick(&[256, 1024]),
             threads: 1,
         };
-        let segment_bytes = *chance.pick(&[48 << 10, 48 << 10, 96 << 10]);
+        let segment_bytes = *chance.pick(&[64 << 10, 64 << 10, 96 << 10]);
         let log_settings = log::Settings {
             segment_bytes,
             compress_above: *chance.pick(&[64, 1000, usize::MAX]),
             retention_us: chance.percent(30).then_some(60 * SECOND),
-            retention_bytes: chance.percent(50).then_some(3 * segment_bytes),
+            retention_bytes: chance.percent(50).then_some(2 * segment_bytes),
             background: false,
             sync: !is_off(Safeguard::Sync),
         };
@@ -107,6 +112,7 @@ impl Run {
             odds,
             clock: Arc::new(SimulatedClock::new(BEGIN_US)),
             disk: SimulatedDisk::new(),
+            limits: Limits::of_segments(segment_bytes),
             settings: (settings, log_settings, ids_settings),
             pipeline,
             history: History::new(BEGIN_US),
@@ -131,6 +137,7 @@ impl Run {
     /// The story; what it hashes to, of all that was answered and is in the log.
     pub fn run(&mut self) -> Result<u64, Broken> {
         self.history.define(&self.pipeline);
+        self.history.letters.text_bytes = self.limits.text_bytes;
         self.start()?;
         for _ in 0..self.odds.ticks {
             self.tick()?;
@@ -145,6 +152,9 @@ impl Run {
         self.summary.answers = self.door.answers;
         self.summary.decisions = self.history.checked;
         self.summary.unchecked = self.history.unchecked;
+        self.summary.untaken = self.door.untaken.len() as u64;
+        self.summary.letters = self.history.letters.total() as u64;
+        self.summary.retried = self.history.letters.done.len() as u64;
         self.history.commits.values().for_each(|digest| self.hash.update(&digest.to_le_bytes()));
         Ok(self.hash.digest())
     }
@@ -156,7 +166,7 @@ impl Run {
             self.clock.advance(by);
             self.note("the clock jumps", format!("by {} s", by / SECOND));
         }
-        if self.chance.percent(if self.limited { 30 } else { self.odds.full }) {
+        if self.chance.percent(if self.limited { self.odds.space } else { self.odds.full }) {
             self.fill_or_free();
         }
         self.see_clock();
@@ -182,6 +192,11 @@ impl Run {
         self.odds = Odds { deadline: 0, flip: 0, change: 0, ..self.odds };
         self.trace.push("healing".into());
         self.end_gate(false);
+        let mut whole = (*self.pipeline).clone();
+        while let Some(policy) = whole.removed.pop() {
+            whole.policies.push(policy);
+        }
+        self.replace_pipeline(whole);
         self.recover()?;
         for flight in std::mem::take(&mut self.unanswered) {
             self.send_again(flight);
@@ -221,7 +236,7 @@ impl Run {
     pub(super) fn fill_or_free(&mut self) {
         self.limited = !self.limited;
         if self.limited {
-            let space = self.disk.used() + self.chance.below(80 << 10) as u64;
+            let space = self.disk.used() + self.chance.below(40 << 10) as u64;
             self.disk.limit(Some(space));
             self.door.flights.values_mut().for_each(|flight| flight.full = true);
             self.note("disk full", String::new());

@@ -13,6 +13,10 @@ pub struct Summary {
     pub unchecked: u64,
     pub states: u64,
     pub snapshots: u64,
+    pub letters: u64,
+    pub retried: u64,
+    /// Fallbacks for want of space.
+    pub untaken: u64,
     /// What was done to the service, and what struck it, by class.
     pub faults: BTreeMap<String, u64>,
 }
@@ -32,6 +36,9 @@ impl Summary {
         self.unchecked += other.unchecked;
         self.states += other.states;
         self.snapshots += other.snapshots;
+        self.letters += other.letters;
+        self.retried += other.retried;
+        self.untaken += other.untaken;
         for (class, count) in &other.faults {
             *self.faults.entry(class.clone()).or_default() += count;
         }
@@ -43,7 +50,8 @@ impl std::fmt::Display for Summary {
         writeln!(
             f,
             "{} seeds, {} starts: {} events in the log, {} acknowledged, {} answers, {} decisions recomputed, {} not \
-             (a feature lacked what retention had removed), {} snapshots, {} states recomputed",
+             (a feature lacked what retention had removed), {} snapshots, {} states recomputed, {} dead letters, {} of \
+             them put right, {} fallbacks for want of space",
             self.seeds,
             self.starts,
             self.events,
@@ -53,6 +61,9 @@ impl std::fmt::Display for Summary {
             self.unchecked,
             self.snapshots,
             self.states,
+            self.letters,
+            self.retried,
+            self.untaken,
         )?;
         for (class, count) in &self.faults {
             writeln!(f, "  {count:>8} {class}")?;

@@ -241,6 +241,8 @@ def _definition(policy: Policy, rules: Rules) -> str:
     aggregates = {
         name: {
             "topic": feature.window.keyed.topic.name,
+            # The effective times of what it sees depend on it.
+            "lateness_us": feature.window.keyed.topic.schema.lateness_us,
             "by": feature.window.keyed.key,
             "length_us": feature.window.length_us,
             "delay_us": feature.window.delay_us,
