@@ -101,7 +101,7 @@ impl Run {
             segment_bytes,
             compress_above: *chance.pick(&[64, 1000, usize::MAX]),
             retention_us: chance.percent(30).then_some(60 * SECOND),
-            retention_bytes: chance.percent(50).then_some(2 * segment_bytes),
+            retention_bytes: chance.percent(50).then_some(segment_bytes),
             background: false,
             sync: !is_off(Safeguard::Sync),
         };
