@@ -364,6 +364,7 @@ def test_numbers_are_scores_and_what_is_none_is_null(
         ([1.0, 2.0], "returned list, not a polars Series"),
         (pl.Series(["a", "b"]), "Series of String, not of numbers"),
         (pl.Series([True, False]), "Series of Boolean, not of numbers"),
+        (pl.Series(["a", "b"], dtype=pl.Enum(["a", "b"])), "Series of Enum, not of numbers"),
         (pl.Series([1.0]), "returned 1 scores for 2 rows"),
     ],
 )
@@ -398,6 +399,16 @@ def test_one_bad_batch_costs_no_other_its_scores() -> None:
     parts = [(1, ROWS, rows(1.0)), (2, ROWS, rows(-1.0)), (3, ROWS, rows(3.0))]
     answered = [[(number, state) for number, state, _ in each] for each in score_parts(parts, function)]
     assert answered == [[], [(1, SCORES)], [], [(2, FAILED)], [(3, SCORES)]]
+
+
+@pytest.mark.parametrize("kind", [SystemExit, pl.exceptions.PanicException])
+def test_what_is_no_exception_fails_its_batch_too_and_is_not_printed(kind: type[BaseException]) -> None:
+    def function(frame: pl.DataFrame) -> pl.Series:
+        raise kind("secret 4711")
+
+    (((number, state, reason),),) = score_parts([(1, ROWS, rows(1.0))], function)
+    assert (number, state) == (1, FAILED)
+    assert reason.startswith(kind.__name__.encode() + b" at ") and b"4711" not in reason
 
 
 def test_a_reason_names_the_place_and_no_values() -> None:

@@ -361,6 +361,35 @@ def test_a_cell_of_a_csv_file_that_does_not_fit_costs_its_row_alone(
     assert column(replay(app, file, skip_invalid=True), "payment_id") == ["p1", "p3"]
 
 
+def test_a_column_of_a_csv_file_that_is_no_field_may_hold_anything(
+    app: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first rows look like numbers, and those of a later block do not."""
+    monkeypatch.setattr(history, "TEXT_BYTES", 1_000)
+    rows = [f"p{number},c1,1.00,2026-11-01T12:00:00Z,{number}" for number in range(100)]
+    file = tmp_path / "payments.csv"
+    head = "payment_id,card,amount,paid_at,more"
+    file.write_text("\n".join([head, *rows, "p,c1,1.00,2026-11-01T12:00:00Z,secret"]))
+    assert replay(app, file).num_rows == 101
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        (b"p,c1,1.00,2026-11-01T12:00:00Z,secret", "Expected 4 columns, got 5"),
+        (b"p,secret\xff,1.00,2026-11-01T12:00:00Z", "invalid UTF8 data"),
+    ],
+)
+def test_a_csv_file_that_cannot_be_read_is_refused_without_its_text(
+    app: Path, tmp_path: Path, row: bytes, why: str
+) -> None:
+    file = tmp_path / "payments.csv"
+    file.write_bytes(b"payment_id,card,amount,paid_at\n" + row)
+    with pytest.raises(InputError, match=why) as refused:
+        replay(app, file)
+    assert "secret" not in str(refused.value)
+
+
 def test_cells_of_a_csv_file_may_be_written_in_different_ways(app: Path, tmp_path: Path) -> None:
     times = {
         "2026-11-01": -43_200,
