@@ -16,9 +16,9 @@ EXTREME = (b"0", b"-1", b"1e400", b"9" * 26, b"\xff\xfe", b"\x00", b'"', b"{", b
 
 
 def fuzz(examples: str, few: int) -> Callable[[Any], Any]:
-    """Settings of a fuzz test: so many examples, or fifty times as many."""
+    """Settings of a fuzz test: so many examples, or twenty times as many."""
     return settings(
-        max_examples=few if examples == "few" else 50 * few,
+        max_examples=few if examples == "few" else 20 * few,
         derandomize=examples == "few",
         database=None,
         deadline=None,

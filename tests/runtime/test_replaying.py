@@ -440,6 +440,35 @@ def test_a_file_that_cannot_be_read_is_named(
     assert not (tmp_path / "out.parquet").exists()
 
 
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [(b"secret", b"secre\xff"), (Decimal("12.34"), b"\x7f\xff")],
+    ids=["text that is not UTF-8", "a decimal beyond its precision"],
+)
+def test_what_arrow_reads_of_a_damaged_parquet_file_is_not_taken_at_its_word(
+    app: Path, tmp_path: Path, right: Any, wrong: bytes
+) -> None:
+    """Arrow itself does not look at what a page holds, and the core would take it for sound."""
+    table = pa.table(
+        {
+            "payment_id": ["a", "b"],
+            "card": ["secret", "c"],
+            "amount": pa.array([Decimal("12.34"), Decimal("1.00")], pa.decimal128(4, 2)),
+            "paid_at": [NOON, NOON],
+        }
+    )
+    file = tmp_path / "payments.parquet"
+    pq.write_table(table, file, compression="none", use_dictionary=False, write_statistics=False)
+    assert replay(app, file).num_rows == 2
+    there = right if isinstance(right, bytes) else (1234).to_bytes(2, "big")
+    whole = file.read_bytes()
+    assert whole.count(there) == 1
+    file.write_bytes(whole.replace(there, wrong))
+    with pytest.raises(InputError, match=r"could not read .*payments.parquet: it is damaged") as refused:
+        replay(app, file)
+    assert "secre" not in str(refused.value) and "327" not in str(refused.value)
+
+
 def live(service: Any, order: Iterable[tuple[str, JSON]]) -> dict[str, JSON]:
     """Send events in this order; what was told about each payment."""
     told: dict[str, JSON] = {}

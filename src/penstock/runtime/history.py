@@ -295,7 +295,22 @@ def _read_parquet(path: Path, topic: dict[str, Any]) -> Iterator[pa.RecordBatch]
 def _batches(path: Path, opened: Any, names: list[str]) -> Iterator[pa.RecordBatch]:
     """The batches of a Parquet file, of which any may be where it is damaged. Raises `InputError`."""
     with _reading(path):
-        yield from opened.iter_batches(BATCH_ROWS, columns=names)
+        for batch in opened.iter_batches(BATCH_ROWS, columns=names):
+            _check_sound(path, batch)
+            yield batch
+
+
+def _check_sound(path: Path, batch: pa.RecordBatch) -> None:
+    """Arrow reads a damaged page without looking: an index beyond its dictionary, or text that is not UTF-8.
+
+    The core takes its arrays at their word. This costs half a millisecond for 65,536 rows of four columns.
+    """
+    import pyarrow as pa
+
+    try:
+        batch.validate(full=True)
+    except pa.ArrowInvalid:  # Its words may hold a value.
+        raise InputError(f"could not read {path}: it is damaged, and holds what its columns' types cannot") from None
 
 
 def _read_csv(path: Path, topic: dict[str, Any]) -> Iterator[pa.RecordBatch]:
