@@ -26,6 +26,8 @@ EVENTS = "/v1/topics/payments/events"
 NDJSON = "application/x-ndjson"
 ARROW = "application/vnd.apache.arrow.stream"
 PATIENCE_S = 60
+# What `penstock run` is run by.
+PROGRAM: tuple[str, ...] = (sys.executable, "-m", "penstock")
 READY = r"^ready after .*: (https?://\S+)$"
 
 JSON = dict[str, Any]
@@ -71,7 +73,7 @@ def fail(*arguments: object, **options: Any) -> str:
 def begin(data: Path, app: Path, *arguments: str, setup: Callable[[], None] | None = None) -> subprocess.Popen[bytes]:
     """The process of `penstock run`, which need not be ready yet; `setup` runs in it before anything else."""
     port = () if "--port" in arguments else ("--port", "0")
-    command = [sys.executable, "-m", "penstock", "run", str(app), "--data", str(data), *port, *arguments]
+    command = [*PROGRAM, "run", str(app), "--data", str(data), *port, *arguments]
     with data.with_suffix(".stderr").open("w") as log:
         return subprocess.Popen(command, stderr=log, preexec_fn=setup, start_new_session=True)
 

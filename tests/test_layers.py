@@ -18,7 +18,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "penstock"
 
 LAYERS: list[set[str]] = [
-    {"event", "schema", "clock", "errors", "settings", "wording", "_native"},
+    {"event", "schema", "clock", "errors", "settings", "toml", "wording", "_native"},
     {"process"},
     {"decide"},
     {"runtime"},

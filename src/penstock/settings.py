@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -17,6 +16,7 @@ from typing import Any, Literal
 
 from penstock.clock import LONGEST_US, MICROSECONDS, duration_text, duration_us
 from penstock.errors import DefinitionError, SettingsError
+from penstock.toml import parse_toml
 
 FILE = "penstock.toml"
 # What a client of a service says: a secret, so that it is no setting, which is shown and may be an argument.
@@ -151,10 +151,10 @@ def _read_file(file: Path | None) -> tuple[dict[str, Any], str]:
     if file is None and not path.exists():
         return {}, ""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = parse_toml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"could not read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise SettingsError(f"{path} is not TOML: {error}") from None
     for name in table:
         _check_known(name, str(path))
@@ -178,8 +178,12 @@ def _parse(setting: Setting, value: Any, source: str) -> Any:
     place = f'setting "{setting.name}" ({source})'
     match setting.kind:
         case "text":
-            return str(value)
+            if not isinstance(value, str):
+                raise SettingsError(f"{place}: {value!r} is not text")
+            return value
         case "path":
+            if not isinstance(value, str | Path) or "\0" in str(value):
+                raise SettingsError(f"{place}: {value!r} is not a path")
             return Path(value)
         case "choice":
             if value not in setting.choices:

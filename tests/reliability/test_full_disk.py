@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from disks import fill, fill_the_log, on, small_disk
 from processes import (
     DECIDE,
     EVENTS,
@@ -29,23 +30,12 @@ from processes import (
 )
 
 SETTINGS = ("--segment-bytes", "16MiB", "--snapshot-every", "1h")
-# Two segments, the ids and the rest of a service's files, and a little.
-DISK_MIB = 48
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, in memory and small."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", str(folder)]
-    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-    if mounted.returncode:
-        lacking(f"no file system can be mounted here: {mounted.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with small_disk(tmp_path) as disk:
+        yield disk
 
 
 def pipeline(folder: Path) -> Path:
@@ -61,41 +51,8 @@ def pipeline(folder: Path) -> Path:
     return app
 
 
-def fill(folder: Path) -> Path:
-    """Take all the space that there is."""
-    ballast = folder / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(1 << 16))
-        except OSError:
-            return ballast
-
-
-def on(disk: Path, tmp_path: Path) -> Path:
-    """A data directory on the disk; what its service says goes elsewhere."""
-    (disk / "data").mkdir()
-    (tmp_path / "data").symlink_to(disk / "data")
-    return tmp_path / "data"
-
-
 def decide(service: Service, policy: str, event: JSON) -> Answer:
     return service.call("POST", f"/v1/policies/{policy}/decide", json.dumps(event).encode())
-
-
-def fill_the_log(service: Service) -> int:
-    """Append until the log has no room for more; how many rows it took."""
-    taken = 0
-    while True:
-        body = b"\n".join(json.dumps(payment(f"b{taken + n}", card="b" * 1_000)).encode() for n in range(500))
-        answer = service.call("POST", EVENTS, body, NDJSON)
-        if answer.status == 503:
-            return taken
-        assert answer.status == 200, answer.body
-        about = answer.json()
-        taken += int(about["accepted"])
-        if about["rejected"]:
-            return taken
 
 
 def test_a_full_disk_is_said_at_once_and_is_over_when_there_is_space(tmp_path: Path, disk: Path) -> None:
@@ -136,6 +93,7 @@ def test_a_full_disk_is_said_at_once_and_is_over_when_there_is_space(tmp_path: P
         assert "cause" not in first.json()
         assert "Penstock-Repeat" not in first.headers
         assert service.end() == 0
+        assert "b" * 20 not in service.log.read_text()  # what the log was filled with
 
 
 def decide_many(service: Service, policy: str, events: list[JSON]) -> Answer:

@@ -201,20 +201,59 @@ def test_signals_to_the_group_are_the_gate_s(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_file_that_cannot_be_loaded_is_tried_again_more_and_more_slowly(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_loaded_is_tried_again(tmp_path: Path) -> None:
     async def main() -> None:
         async with running(tmp_path, "raise RuntimeError") as (models, worker, scored):
             await eventually(lambda: worker.starts >= 3)
             assert not worker.ready
-            assert worker._back_off_s >= 4 * models_first_back_off()
             models.score(0, 1, rows(1.0))
             assert scored.batches[1] == b""
 
     asyncio.run(main())
 
 
-def models_first_back_off() -> float:
-    return models.BACK_OFF_FIRST_S
+def back_offs(caplog: pytest.LogCaptureFixture) -> list[float]:
+    """After how long each lost process was to be started again, as it was said and done."""
+    found = [record.args[2] for record in caplog.records if isinstance(record.args, tuple) and len(record.args) == 3]
+    return [each for each in found if isinstance(each, float)]
+
+
+def test_starting_again_takes_longer_each_time_up_to_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(models, "BACK_OFF_FIRST_S", 0.01)
+    monkeypatch.setattr(models, "BACK_OFF_LAST_S", 0.07)
+
+    async def main() -> None:
+        spec = ModelSpec("risk", tmp_path / "app.py", 0.05)
+        began_s = time.monotonic()
+        ending = Models([spec], NO_LIMITS, scored=Scored(), program=("false",))
+        ending.start()
+        (worker,) = ending.workers
+        await eventually(lambda: worker.starts == 7)
+        ending.stop()
+        assert back_offs(caplog)[:6] == [0.01, 0.02, 0.04, 0.07, 0.07, 0.07]
+        assert worker.down_s >= sum(back_offs(caplog)[:6])  # They are waited for, and no start ends being down.
+        assert worker.down_s <= time.monotonic() - began_s
+
+    asyncio.run(main())
+
+
+def test_only_a_score_makes_the_next_start_a_quick_one_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Coming up is not enough: a model that ends with its first batch would be started again and again at once."""
+    monkeypatch.setattr(models, "BACK_OFF_FIRST_S", 0.01)
+
+    async def main() -> None:
+        async with running(tmp_path) as (running_models, worker, scored):
+            for number, amount in enumerate([-3.0, -3.0, 1.0, -3.0, -3.0]):
+                await eventually(lambda: worker.ready)
+                running_models.score(0, number, rows(amount))
+                await eventually(lambda number=number: number in scored.batches)  # type: ignore[misc]
+
+    asyncio.run(main())
+    assert back_offs(caplog) == [0.01, 0.02, 0.01, 0.02]
 
 
 def test_a_process_that_does_not_start_in_time_is_given_up(tmp_path: Path) -> None:
@@ -364,6 +403,7 @@ def test_numbers_are_scores_and_what_is_none_is_null(
         ([1.0, 2.0], "returned list, not a polars Series"),
         (pl.Series(["a", "b"]), "Series of String, not of numbers"),
         (pl.Series([True, False]), "Series of Boolean, not of numbers"),
+        (pl.Series(["a", "b"], dtype=pl.Enum(["a", "b"])), "Series of Enum, not of numbers"),
         (pl.Series([1.0]), "returned 1 scores for 2 rows"),
     ],
 )
@@ -398,6 +438,16 @@ def test_one_bad_batch_costs_no_other_its_scores() -> None:
     parts = [(1, ROWS, rows(1.0)), (2, ROWS, rows(-1.0)), (3, ROWS, rows(3.0))]
     answered = [[(number, state) for number, state, _ in each] for each in score_parts(parts, function)]
     assert answered == [[], [(1, SCORES)], [], [(2, FAILED)], [(3, SCORES)]]
+
+
+@pytest.mark.parametrize("kind", [SystemExit, pl.exceptions.PanicException])
+def test_what_is_no_exception_fails_its_batch_too_and_is_not_printed(kind: type[BaseException]) -> None:
+    def function(frame: pl.DataFrame) -> pl.Series:
+        raise kind("secret 4711")
+
+    (((number, state, reason),),) = score_parts([(1, ROWS, rows(1.0))], function)
+    assert (number, state) == (1, FAILED)
+    assert reason.startswith(kind.__name__.encode() + b" at ") and b"4711" not in reason
 
 
 def test_a_reason_names_the_place_and_no_values() -> None:

@@ -361,6 +361,35 @@ def test_a_cell_of_a_csv_file_that_does_not_fit_costs_its_row_alone(
     assert column(replay(app, file, skip_invalid=True), "payment_id") == ["p1", "p3"]
 
 
+def test_a_column_of_a_csv_file_that_is_no_field_may_hold_anything(
+    app: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first rows look like numbers, and those of a later block do not."""
+    monkeypatch.setattr(history, "TEXT_BYTES", 1_000)
+    rows = [f"p{number},c1,1.00,2026-11-01T12:00:00Z,{number}" for number in range(100)]
+    file = tmp_path / "payments.csv"
+    head = "payment_id,card,amount,paid_at,more"
+    file.write_text("\n".join([head, *rows, "p,c1,1.00,2026-11-01T12:00:00Z,secret"]))
+    assert replay(app, file).num_rows == 101
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        (b"p,c1,1.00,2026-11-01T12:00:00Z,secret", "Expected 4 columns, got 5"),
+        (b"p,secret\xff,1.00,2026-11-01T12:00:00Z", "invalid UTF8 data"),
+    ],
+)
+def test_a_csv_file_that_cannot_be_read_is_refused_without_its_text(
+    app: Path, tmp_path: Path, row: bytes, why: str
+) -> None:
+    file = tmp_path / "payments.csv"
+    file.write_bytes(b"payment_id,card,amount,paid_at\n" + row)
+    with pytest.raises(InputError, match=why) as refused:
+        replay(app, file)
+    assert "secret" not in str(refused.value)
+
+
 def test_cells_of_a_csv_file_may_be_written_in_different_ways(app: Path, tmp_path: Path) -> None:
     times = {
         "2026-11-01": -43_200,
@@ -409,6 +438,35 @@ def test_a_file_that_cannot_be_read_is_named(
     refused = fail("replay", app, "--from", tmp_path / name, "--to", tmp_path / "out.parquet")
     assert message in refused and (name in refused or content == b"")
     assert not (tmp_path / "out.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [(b"secret", b"secre\xff"), (Decimal("12.34"), b"\x7f\xff")],
+    ids=["text that is not UTF-8", "a decimal beyond its precision"],
+)
+def test_what_arrow_reads_of_a_damaged_parquet_file_is_not_taken_at_its_word(
+    app: Path, tmp_path: Path, right: Any, wrong: bytes
+) -> None:
+    """Arrow itself does not look at what a page holds, and the core would take it for sound."""
+    table = pa.table(
+        {
+            "payment_id": ["a", "b"],
+            "card": ["secret", "c"],
+            "amount": pa.array([Decimal("12.34"), Decimal("1.00")], pa.decimal128(4, 2)),
+            "paid_at": [NOON, NOON],
+        }
+    )
+    file = tmp_path / "payments.parquet"
+    pq.write_table(table, file, compression="none", use_dictionary=False, write_statistics=False)
+    assert replay(app, file).num_rows == 2
+    there = right if isinstance(right, bytes) else (1234).to_bytes(2, "big")
+    whole = file.read_bytes()
+    assert whole.count(there) == 1
+    file.write_bytes(whole.replace(there, wrong))
+    with pytest.raises(InputError, match=r"could not read .*payments.parquet: it is damaged") as refused:
+        replay(app, file)
+    assert "secre" not in str(refused.value) and "327" not in str(refused.value)
 
 
 def live(service: Any, order: Iterable[tuple[str, JSON]]) -> dict[str, JSON]:

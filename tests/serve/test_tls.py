@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import socket
 import ssl
 import threading
@@ -258,6 +259,16 @@ def test_a_file_of_something_else_is_refused(files: Files) -> None:
 def test_the_key_of_another_certificate_is_refused(files: Files) -> None:
     files.authority.issue(files.certificate, files.key.with_name("other.key"))
     assert "does not belong to" in refused(files)
+
+
+def test_a_key_whose_halves_do_not_belong_together_is_refused(files: Files) -> None:
+    """OpenSSL compares the public half with the certificate's, and finds only when it signs that the other is wrong."""
+    lines = files.key.read_text().splitlines()
+    content = bytearray(base64.b64decode("".join(lines[1:-1])))
+    start = content.index(b"\x04\x20") + 2  # the private half: an octet string of 32 bytes
+    content[start + 5] ^= 1
+    files.key.write_text("\n".join([lines[0], base64.b64encode(content).decode(), lines[-1], ""]))
+    assert f"tls_certificate {files.certificate} and its key do not work: bad signature" in refused(files)
 
 
 def test_a_certificate_that_is_over_or_has_not_begun_is_refused(files: Files) -> None:

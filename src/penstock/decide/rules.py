@@ -16,7 +16,6 @@ in the file.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -26,6 +25,7 @@ from typing import Any
 from penstock.errors import DefinitionError
 from penstock.process.expressions import Expression, parse_expression
 from penstock.schema import BOOL, Type
+from penstock.toml import parse_toml
 
 PRIORITY = 100
 OUTCOMES_MAX = 64
@@ -67,8 +67,8 @@ def read_rules(path: Path, columns: Mapping[str, Type]) -> Rules:
 
 def parse_rules(text: str, columns: Mapping[str, Type], *, name: str = "rules") -> Rules:
     try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        table = parse_toml(text)
+    except ValueError as error:
         raise DefinitionError(f"{name} is not TOML: {error}") from None
     _check_keys(table, {"default", "outcomes", "rule"}, name)
     outcomes = _read_outcomes(table, _key_place(text, "outcomes", name))

@@ -7,6 +7,7 @@ one. It marks what it takes in the same commit, so that trying again after a cra
 from __future__ import annotations
 
 import json
+import re
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -109,7 +110,7 @@ def read_events(source: Path) -> dict[int, bytes]:
         if not line.strip():
             continue
         offset, tab, event = line.partition(b"\t")
-        if not (tab and offset.isdigit() and event.strip()):
+        if not (tab and re.fullmatch(rb"[0-9]{1,18}", offset) and event.strip()):
             raise InputError(
                 f"{source}, line {number}: not a dead letter's offset, a tab and an event",
                 hint="penstock deadletters show TOPIC --to FILE writes such lines",

@@ -52,7 +52,9 @@ def main(arguments: list[str]) -> None:
         except Exception as error:
             # In full for who reads the diagnostics, in a line for `/readyz`.
             traceback.print_exc()
-            gate.sendall(encode([(WARM_UP, FAILED, describe(error).encode())]))
+            # An error of ours is of the user's file, which has seen no event yet.
+            reason = error.message if isinstance(error, DefinitionError) else describe(error)
+            gate.sendall(encode([(WARM_UP, FAILED, reason.encode())]))
             sys.exit(1)
         gate.sendall(encode([(WARM_UP, SCORES, b"")]))
         serve_batches(gate, function)
@@ -109,7 +111,7 @@ def score_parts(parts: list[Part], function: Score) -> Iterator[list[Part]]:
     try:
         frames = [pl.read_ipc_stream(rows) for _, _, rows in parts]
         scores = score(pl.concat(frames), function)
-    except Exception as error:
+    except BaseException as error:  # A panic of Polars is no Exception; it and `sys.exit` would print their words.
         if len(parts) == 1:
             yield [(parts[0][0], FAILED, describe(error).encode())]
             return
@@ -143,7 +145,8 @@ def score(frame: pl.DataFrame, function: Score) -> bytes:
     if not isinstance(scores, pl.Series):
         raise WrongAnswerError(f"the model returned {type(scores).__name__}, not a polars Series")
     if not scores.dtype.is_numeric():
-        raise WrongAnswerError(f"the model returned a Series of {scores.dtype}, not of numbers")
+        # Not the whole type: an Enum's has its categories, which are values.
+        raise WrongAnswerError(f"the model returned a Series of {scores.dtype.base_type()}, not of numbers")
     if len(scores) != frame.height:
         raise WrongAnswerError(f"the model returned {len(scores)} scores for {frame.height} rows")
     numbers = scores.cast(pl.Float64).fill_null(float("nan")).to_numpy()
@@ -154,12 +157,10 @@ class WrongAnswerError(Exception):
     """The function returned something else than scores; the message holds no values."""
 
 
-def describe(error: Exception) -> str:
+def describe(error: BaseException) -> str:
     """What went wrong and where, not in the error's own words: those may hold an event's values."""
     if isinstance(error, WrongAnswerError):
         return str(error)
-    if isinstance(error, DefinitionError):
-        return error.message  # of the user's file, before it has seen any event
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{place}"

@@ -136,6 +136,7 @@ class Worker:
         self.ready = False
         self.proven = False  # it has been ready once
         self.trouble = "it is starting"  # why it is not ready, while it is not
+        self._down_s = monotonic()  # since when, while it is not
         self.starts = self.scored = self.failed = 0
         self.busy_s = 0.0
         self._limits = limits
@@ -154,6 +155,11 @@ class Worker:
         self._timer: asyncio.TimerHandle | None = None
         self._connecting: asyncio.Task[None] | None = None  # kept, or it may vanish
         self._stopped = False
+
+    @property
+    def down_s(self) -> float:
+        """How long it has not been ready, while it is not; starts that failed meanwhile are part of it."""
+        return monotonic() - self._down_s
 
     def start(self) -> None:
         """Start the process; it is ready when it has loaded the model and warmed it up."""
@@ -290,6 +296,8 @@ class Worker:
         self._set_timer(limit_s, f"a batch took longer than {limit_s:g} s")
 
     def _end_process(self) -> None:
+        if self.ready:
+            self._down_s = monotonic()
         self.ready = False
         self._stop_timer()
         if self._pipe is not None:

@@ -129,7 +129,9 @@ def score(model: Model, events: pa.RecordBatch, features: pa.RecordBatch) -> pa.
     assert isinstance(frame, pl.DataFrame)
     try:
         scores = np.frombuffer(model_worker.score(frame, model.function), "<f8")
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # A panic of Polars is no Exception.
         raise InputError(f'model "{model.name}" failed: {model_worker.describe(error)}') from error
     return pa.RecordBatch.from_arrays([pa.array(scores, mask=np.isnan(scores))], names=["score"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from pathlib import Path
 from typing import Any, NoReturn
@@ -71,17 +72,22 @@ def _expiry(context: ssl.SSLContext, certificate: Path) -> float:
     Python's ssl tells the dates of no certificate but one that was verified.
     """
     text = certificate.read_text(encoding="latin-1")
-    own = text[text.index("-----BEGIN CERTIFICATE-----") : text.index("-----END CERTIFICATE-----") + 25]
+    own = re.search(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", text, re.DOTALL)
+    if own is None:
+        raise SettingsError(f"tls_certificate {certificate} holds no certificate in PEM")
     trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     trusting.check_hostname = False
     trusting.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    trusting.load_verify_locations(cadata=own)
     try:
+        trusting.load_verify_locations(cadata=own.group())
         shown = _shake_hands(trusting, context)
     except ssl.SSLCertVerificationError as error:
         when = {NOT_YET: "is not valid yet", EXPIRED: "has expired"}.get(error.verify_code)
         what = when or f"would be refused by clients: {error.verify_message}"
         raise SettingsError(f"tls_certificate {certificate} {what}") from None
+    except ssl.SSLError as error:  # As of a key whose halves do not belong together, which loads.
+        what = (error.reason or "OpenSSL refuses it").replace("_", " ").lower()
+        raise SettingsError(f"tls_certificate {certificate} and its key do not work: {what}") from None
     return ssl.cert_time_to_seconds(shown["notAfter"])
 
 

@@ -71,7 +71,7 @@ class Health:
             yield f"nothing is taken at present: {stats['full']}"
         for worker in self._models.workers:
             if not worker.proven:
-                yield trouble(worker)
+                yield lasting_trouble(worker)
 
     def _warnings(self, stats: dict[str, Any]) -> Iterator[str]:
         yield from self._snapshots.warnings(stats["log_sequence"])
@@ -86,11 +86,15 @@ class Health:
         """One that has been up is started again meanwhile: its policies have their fallback, others need it not."""
         for worker in self._models.workers:
             if worker.proven and not worker.ready:
-                yield trouble(worker)
+                yield lasting_trouble(worker)
 
 
 def trouble(worker: Worker) -> str:
     return f'model "{worker.spec.name}" is not up: {worker.trouble}'
+
+
+def lasting_trouble(worker: Worker) -> str:
+    return f"{trouble(worker)}, for {worker.down_s:,.0f} s"
 
 
 def state_warnings(stats: dict[str, Any]) -> Iterator[str]:

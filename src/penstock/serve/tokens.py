@@ -17,7 +17,6 @@ import os
 import re
 import secrets
 import tempfile
-import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.errors import InputError, SettingsError
+from penstock.toml import parse_toml
 
 ROLES = ("ingest", "decide", "query", "admin")
 # All of them are compared with each token that a caller says.
@@ -58,12 +58,12 @@ def read_tokens(path: Path) -> list[Token]:
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
-            table = tomllib.load(file)
+            table = parse_toml(file.read().decode())
     except OSError as error:
         raise SettingsError(
             f"could not read the tokens file {path}: {error.strerror}", hint="`penstock tokens new` makes one"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         # The message of a TOML error has a place and no text of the file.
         raise SettingsError(f"the tokens file {path} is not TOML: {_place(error)}") from None
     if mode & 0o022:
@@ -125,9 +125,11 @@ def _token(name: str, entry: Any, place: str) -> Token:
     return Token(name, bytes.fromhex(digest), tuple(roles), created)
 
 
-def _place(error: Exception) -> str:
+def _place(error: ValueError) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8"
     found = re.search(r"\(at (.*)\)$", str(error))
-    return f"see {found.group(1)}" if found else "it is not UTF-8"
+    return f"see {found.group(1)}" if found else "it holds what is nested too deeply or too long"
 
 
 def _write(path: Path, tokens: Sequence[Token]) -> None:
