@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from penstock import _native
 from penstock.errors import DamagedError, InputError
 
-SUFFIX = ".snapshot"
+NAME = re.compile(r"([0-9a-f]{16})\.snapshot")
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,13 @@ class SnapshotFile:
 def list_snapshots(data: Path) -> list[SnapshotFile]:
     """The oldest first."""
     found = []
-    for path in sorted((data / "snapshots").glob(f"*{SUFFIX}")):
+    for path in sorted((data / "snapshots").glob("*.snapshot")):
+        named = NAME.fullmatch(path.name)
+        if named is None:
+            continue  # As for the core: a file of somebody else's.
         stat = path.stat()
         written_at = datetime.fromtimestamp(stat.st_mtime, UTC)
-        found.append(SnapshotFile(int(path.stem, 16), path, stat.st_size, written_at))
+        found.append(SnapshotFile(int(named[1], 16), path, stat.st_size, written_at))
     return found
 
 
