@@ -88,21 +88,32 @@ def process_tree(pid: int) -> list[int]:
     return [pid, *(each for children in started for child in children for each in process_tree(int(child)))]
 
 
-def flush_ms(folder: Path) -> float:
-    """The median time of one fdatasync of 4 KiB on this disk, in a preallocated file."""
+def flush_ms(folder: Path) -> tuple[float, float]:
+    """The median and the slowest hundredth of an fdatasync of 4 KiB on this disk, in a preallocated file."""
     path = folder / "flush"
     fd = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
     os.pwrite(fd, bytes(1 << 20), 0)
     os.fsync(fd)
     times = []
-    for place in range(200):
+    for place in range(1_000):
         start = time.perf_counter()
-        os.pwrite(fd, bytes(4096), place * 4096)
+        os.pwrite(fd, bytes(4096), place % 200 * 4096)
         os.fdatasync(fd)
-        times.append(time.perf_counter() - start)
+        times.append((time.perf_counter() - start) * 1_000)
     os.close(fd)
     path.unlink()
-    return statistics.median(times) * 1_000
+    return statistics.median(times), sorted(times)[990]
+
+
+def core_ms() -> float:
+    """How long a core takes for a million steps of plain Python: on a shared machine it is not the same every day."""
+    times = []
+    for _ in range(10):
+        start, total = time.perf_counter(), 0
+        for number in range(1_000_000):
+            total += number
+        times.append((time.perf_counter() - start) * 1_000)
+    return statistics.median(times)
 
 
 def machine() -> str:
@@ -119,10 +130,11 @@ def machine() -> str:
 
 def preface(command: str, *, scale: float = 1.0) -> str:
     """What one must know of the machine to read any figure."""
-    load = os.getloadavg()[0]
+    load, (flush, slow_flush) = os.getloadavg()[0], flush_ms(ROOT / ".bench")
     lines = [
         f"`{command}`, {time.strftime('%Y-%m-%d', time.gmtime())}, {machine()}; one fdatasync of "
-        f"4 KiB takes {flush_ms(ROOT / '.bench'):.2f} ms; load before: {load:.2f}."
+        f"4 KiB takes {flush:.2f} ms (p99 {slow_flush:.2f}), a million steps of plain Python {core_ms():.0f} ms; "
+        f"load before: {load:.2f}."
     ]
     if load > QUIET:
         lines.append(
