@@ -31,8 +31,6 @@ SETTINGS = {"PENSTOCK_SNAPSHOT_EVERY": "15s", "PENSTOCK_STATE_BYTES": "16GiB"}
 DECIDE = "/v1/policies/authorise/decide"
 CONNECTIONS = 64
 LOOK_S = 0.01
-# A snapshot is read back before the oldest of three goes.
-KEPT = 2
 
 
 def measure_snapshots(scale: float = 1.0) -> Section:
@@ -106,9 +104,8 @@ class Watch:
 
     def _look(self) -> None:
         while not self._stopped.wait(LOOK_S):
-            names = [each.name for each in self._folder.iterdir()]
-            written = sum(name.endswith(".snapshot") for name in names)
-            busy = written > KEPT or any(name.startswith("draft") for name in names)
+            # A snapshot has its name once it has been read back.
+            busy = any(each.name.startswith("draft") for each in self._folder.iterdir())
             if busy != self.changes[-1][1]:
                 self.changes.append((time.monotonic(), busy))
 

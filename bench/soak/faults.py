@@ -19,6 +19,7 @@ from penstock.demo.service import Service
 
 SAMPLE = 300
 PAUSE_S = 1.0
+PATIENCE_S = 15
 STUCK_S = 3.0
 FLOOD = 500
 POISONS = (b"{", b"[]", b"\xff\xfe", b'{"payment_id":1}', b'{"payment_id":"x"}' * 100_000, b"[" * 1_000_000)
@@ -46,6 +47,8 @@ class Faults:
             self.rng.shuffle(self._coming)
         fault = self._coming.pop()
         name = fault.__name__.replace("_", " ")
+        if (status := self.service.process.poll()) is not None:
+            self.books.findings.append(f"the service had ended by itself, with {status}")
         fault()
         self.done[name] = self.done.get(name, 0) + 1
         return name
@@ -56,6 +59,8 @@ class Faults:
 
     def terminate(self) -> None:
         self.service.process.send_signal(signal.SIGTERM)
+        if status := self.service.process.wait():
+            self.books.findings.append(f"an end in order had the status {status}")
         self._start_again()
 
     def pause(self) -> None:
@@ -119,11 +124,14 @@ class Faults:
             connection.close()
 
     def _kill_child(self, module: str) -> None:
-        for pid in process_tree(self.service.process.pid)[1:]:
-            if module in command_of(pid):
-                os.kill(pid, signal.SIGKILL)
-                return
-        # It may be down, waiting to be started again: that is the fault before this one.
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            for pid in process_tree(self.service.process.pid)[1:]:
+                if module in command_of(pid):
+                    os.kill(pid, signal.SIGKILL)
+                    return
+            time.sleep(0.1)  # It may be about to be started again, after the fault before this one.
+        self.books.findings.append(f"{module} was not running")
 
 
 def command_of(pid: int) -> str:

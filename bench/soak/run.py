@@ -17,7 +17,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -62,8 +64,9 @@ def main() -> None:
     target = arguments.to or RESULTS
     write_results(target, title="Soaked", preface=before, sections=[section])
     print(f"\nwrote {target}")
-    if soak.books.findings:
-        sys.exit("\n".join(["what must not be:", *soak.books.findings[:20]]))
+    missed = [figure.what for figure in section.figures if figure.met is False]
+    if missed:
+        sys.exit("\n".join(["missed: " + ", ".join(missed), *soak.books.findings[:20]]))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -100,13 +103,15 @@ class Soak:
             self.books.begins, self.books.rate = now() + timedelta(seconds=1), self.share * most
             print(f"{most:,.0f} decisions/s at most; the load is {self.books.rate:,.0f}/s", flush=True)
             time.sleep(1)
-            reading = threading.Thread(target=self.follow, name="reader")
+            reading = threading.Thread(target=self.guarded, args=(self.follow,), name="reader")
             reading.start()
             client = Client(self.service.address, self.books)
-            client.run(self.seconds, self.each_second)
-            if self._faulting is not None:
-                self._faulting.join()
-            self.stopped.set()
+            try:
+                client.run(self.seconds, self.each_second)
+                if self._faulting is not None:
+                    self._faulting.join()
+            finally:
+                self.stopped.set()
             reading.join()
         if self._failed:
             raise self._failed[0]
@@ -121,6 +126,8 @@ class Soak:
 
     def each_second(self, second: int) -> None:
         """In the client's own thread: a fault is begun in another."""
+        if self._failed:
+            raise self._failed[0]
         if second % 5 == 0:
             self.measure(second)
         if second >= self._due and second < self.seconds - FAULT_EVERY_S / 2:
@@ -128,15 +135,19 @@ class Soak:
             if self._faulting is not None:
                 self._faulting.join()
             self.fault_seconds.append(second)
-            self._faulting = threading.Thread(target=self.fault, args=(second,), name="fault")
+            fault = partial(self.fault, second)
+            self._faulting = threading.Thread(target=self.guarded, args=(fault,), name="fault")
             self._faulting.start()
 
-    def fault(self, second: int) -> None:
+    def guarded(self, work: Callable[[], None]) -> None:
+        """In a thread of its own: what goes wrong there ends the run."""
         try:
-            name = self.faults.do_one()
-        except BaseException as error:
+            work()
+        except Exception as error:
             self._failed.append(error)
-            raise
+
+    def fault(self, second: int) -> None:
+        name = self.faults.do_one()
         left = int(self.seconds - second)
         sizes = " ".join(f"{role} {size:,.0f}" for role, size in self.memory[-1][1].items()) if self.memory else ""
         print(f"  {second:6,} s  {name:17}  {left:6,} s left; MB: {sizes}", flush=True)

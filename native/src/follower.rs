@@ -147,6 +147,7 @@ impl Follower {
 
     /// Write the state as it is now.
     pub fn write_snapshot(&mut self) -> Result<u64> {
+        self.process_gathered()?;
         if self.mismatches > 0 {
             return Err(Error::invalid("the state came out otherwise than at the gate, and is not kept"));
         }
@@ -213,8 +214,9 @@ impl Follower {
             self.undecided.remove(&(origin, offset));
         }
         if let Some(&policy) = self.policies.get(topic) {
+            self.gathered.bytes += table.get_array_memory_size();
             self.gathered.decisions.push((policy, table));
-            if self.gathered.decisions.len() == GATHERED_TABLES {
+            if self.gathered.bytes > GATHERED_BYTES {
                 self.process_gathered()?;
             }
         }
@@ -249,15 +251,22 @@ impl Follower {
 
     /// Let the events that were gathered pass the engine, then compare the decisions that came by since.
     fn process_gathered(&mut self) -> Result<()> {
-        let Gathered { source, base, batches, marks, decisions } = std::mem::take(&mut self.gathered);
+        let Gathered { source, base, batches, marks, decisions, .. } = std::mem::take(&mut self.gathered);
         if let Some((topic, compared)) = source {
-            let batch = concat_batches(&batches[0].schema(), &batches)
+            // Some may have been stored when a field of theirs was still required.
+            let batch = concat_batches(&self.plan.topics[topic].schema().arrow(), &batches)
                 .map_err(|error| Error::invalid(format!("could not join stored events: {error}")))?;
             let wanted: Vec<usize> =
                 compared.iter().map(|&policy| self.plan.policies[policy].features).collect();
             let mut processed = self.engine.process(topic, &batch, Some(&marks), &wanted)?;
             if let (Some(policy), Some(features)) = (compared, processed.features.pop()) {
-                self.awaited.add(Awaited { policy, base, rows: batch.num_rows(), features });
+                self.awaited.add(Awaited {
+                    policy,
+                    base,
+                    rows: batch.num_rows(),
+                    left: batch.num_rows(),
+                    features,
+                });
             }
         }
         for (policy, table) in decisions {
@@ -477,8 +486,8 @@ fn in_snapshot(path: &str, error: Error) -> Error {
 
 /// Small commits' events pass the engine together, up to about so many rows.
 const GATHERED_ROWS: usize = 1 << 10;
-/// And until so many tables of decisions have come by.
-const GATHERED_TABLES: usize = 64;
+/// And, with the decisions that come by meanwhile, bytes.
+const GATHERED_BYTES: usize = 4 << 20;
 
 /// Consecutive events of one topic that entered one way, and the decisions that came by with them.
 #[derive(Default)]
@@ -489,14 +498,21 @@ struct Gathered {
     batches: Vec<RecordBatch>,
     marks: Vec<u8>,
     decisions: Vec<(usize, RecordBatch)>,
+    bytes: usize,
 }
 
 impl Gathered {
     fn continues(&self, source: (usize, Option<usize>), base: i64, rows: usize) -> bool {
-        self.source.is_none()
-            || self.source == Some(source)
-                && self.base + self.marks.len() as i64 == base
-                && self.marks.len() + rows <= GATHERED_ROWS
+        match self.source {
+            // What was decided is compared before anything that comes later.
+            None => self.decisions.is_empty(),
+            Some(known) => {
+                known == source
+                    && self.base + self.marks.len() as i64 == base
+                    && self.marks.len() + rows <= GATHERED_ROWS
+                    && self.bytes <= GATHERED_BYTES
+            }
+        }
     }
 
     fn add(&mut self, source: (usize, Option<usize>), base: i64, batch: RecordBatch, marks: Option<&[u8]>) {
@@ -504,6 +520,7 @@ impl Gathered {
             (self.source, self.base) = (Some(source), base);
         }
         let rows = self.marks.len() + batch.num_rows();
+        self.bytes += batch.get_array_memory_size();
         self.marks.extend(marks.unwrap_or_default());
         self.marks.resize(rows, 0);
         self.batches.push(batch);
@@ -524,6 +541,8 @@ struct Awaited {
     policy: usize,
     base: i64,
     rows: usize,
+    /// Rows without a decision yet.
+    left: usize,
     features: Vec<ArrayRef>,
 }
 
@@ -545,13 +564,13 @@ impl AwaitedRows {
         Some((batch.features.iter().map(|column| column.slice(first, rows)).collect(), rows))
     }
 
-    /// Decisions of a policy come batch by batch; what was decided is not decided again.
+    /// What was decided is not decided again.
     fn forget(&mut self, policy: usize, offsets: &[i64]) {
-        let decided = |batch: &Awaited| {
-            batch.policy == policy
-                && offsets.iter().any(|&offset| offset == batch.base + batch.rows as i64 - 1)
-        };
-        self.batches.retain(|batch| !decided(batch));
+        for batch in self.batches.iter_mut().filter(|batch| batch.policy == policy) {
+            let decided = offsets.iter().filter(|&&offset| batch.holds(offset)).count();
+            batch.left = batch.left.saturating_sub(decided);
+        }
+        self.batches.retain(|batch| batch.left > 0);
         self.rows = self.batches.iter().map(|batch| batch.rows).sum();
     }
 }

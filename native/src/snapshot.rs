@@ -85,14 +85,21 @@ pub fn list(disk: &dyn Disk) -> Result<Vec<u64>> {
     let files = disk.list(FOLDER).map_err(|error| Error::io("could not list the snapshots", error))?;
     let mut sequences: Vec<u64> = files
         .iter()
-        .filter_map(|(name, _)| u64::from_str_radix(name.strip_suffix(".snapshot")?, 16).ok())
+        .filter_map(|(name, _)| {
+            let sequence = u64::from_str_radix(name.strip_suffix(".snapshot")?, 16).ok()?;
+            // What is named otherwise is somebody else's.
+            (format!("{FOLDER}/{name}") == path(sequence)).then_some(sequence)
+        })
         .collect();
     sequences.sort_unstable();
     Ok(sequences)
 }
 
 pub fn open(disk: &Arc<dyn Disk>, sequence: u64) -> Result<Snapshot> {
-    let path = path(sequence);
+    open_file(disk, path(sequence))
+}
+
+fn open_file(disk: &Arc<dyn Disk>, path: String) -> Result<Snapshot> {
     let file =
         disk.open(&path, Mode::Read).map_err(|error| Error::io(format!("could not open {path}"), error))?;
     let mut input = FileInput { file, offset: 0 };
@@ -126,8 +133,8 @@ pub fn verify(disk: &Arc<dyn Disk>, sequence: u64) -> Result<Header> {
 }
 
 /// Read all of a snapshot and compare its checksums. Memory holds a piece of it at a time.
-fn check(disk: &Arc<dyn Disk>, sequence: u64) -> Result<()> {
-    let mut snapshot = open(disk, sequence)?;
+fn check(disk: &Arc<dyn Disk>, path: String) -> Result<()> {
+    let mut snapshot = open_file(disk, path)?;
     for _ in 0..snapshot.header.stores.len() {
         let place = snapshot.next_store()?;
         let checked = check_saved(&mut snapshot.read(place), place.length);
@@ -173,7 +180,7 @@ impl Snapshot {
     }
 }
 
-/// Write a snapshot, and read it back; `save` writes each store in turn. Older ones are removed where two newer ones are
+/// Write a snapshot, and read it back before it has its name; `save` writes each store in turn. Older ones are removed where two newer ones are
 /// sound: `sound` remembers what was read back, so that each is read once.
 pub fn write(
     disk: &Arc<dyn Disk>,
@@ -183,7 +190,8 @@ pub fn write(
 ) -> Result<()> {
     // A snapshotter that outlived its gate may still write one of its own.
     let draft = format!("{FOLDER}/{DRAFT}{}", std::process::id());
-    if let Err(error) = write_draft(disk, &draft, header, save) {
+    let written = write_draft(disk, &draft, header, save).and_then(|()| check(disk, draft.clone()));
+    if let Err(error) = written {
         // What is of no use must not keep a full disk full.
         _ = disk.remove(&draft);
         return Err(error);
@@ -192,13 +200,8 @@ pub fn write(
     let failed = |error| Error::io(format!("could not write {path}"), error);
     disk.rename(&draft, &path).map_err(failed)?;
     disk.sync_folder(FOLDER).map_err(failed)?;
-    remove_old(disk, sound)?;
-    if !sound.contains(&header.sequence) {
-        // Those before it were kept in its place.
-        disk.remove(&path).map_err(failed)?;
-        return Err(Error::damaged(&path, 0, "it was not as it had been written, and is removed"));
-    }
-    Ok(())
+    sound.insert(header.sequence);
+    remove_old(disk, sound)
 }
 
 fn write_draft(
@@ -247,7 +250,7 @@ fn remove_old(disk: &Arc<dyn Disk>, sound: &mut BTreeSet<u64>) -> Result<()> {
             let removed = disk.remove(&path(sequence));
             removed.map_err(|error| Error::io("could not remove an old snapshot", error))?;
             sound.remove(&sequence);
-        } else if sound.contains(&sequence) || check(disk, sequence).is_ok() {
+        } else if sound.contains(&sequence) || check(disk, path(sequence)).is_ok() {
             sound.insert(sequence);
             kept += 1;
         }

@@ -86,7 +86,7 @@ def test_snapshots_are_listed_and_dropped_where_nothing_runs(data: Path) -> None
         return [each["sequence"] for each in json.loads(succeed("snapshot", "list", "--data", data, "--json"))]
 
     assert listed() == [older, newest]
-    (data / "snapshots" / "mine.snapshot").touch()
+    (data / "snapshots" / "bad.snapshot").touch()
     assert listed() == [older, newest]
     assert f"{newest:,}" in succeed("snapshot", "list", "--data", data)
     with running(data, *SETTINGS, app=APP) as service:

@@ -344,3 +344,35 @@ def test_a_model_that_returns_no_series_is_refused_in_replay_as_live(tmp_path: P
     model = Model("risk", "1", lambda batch: batch["amount"].to_numpy())  # type: ignore[arg-type,return-value]
     with pytest.raises(InputError, match=r'model "risk" failed: the model returned ndarray, not a polars Series'):
         replay.score(model, pa.record_batch({"amount": [1.0]}), pa.RecordBatch.from_arrays([], names=[]))
+
+
+@pytest.mark.parametrize("between", ["nothing", "snapshot"])
+def test_a_field_that_is_required_no_more_is_read_across_the_change(tmp_path: Path, between: str) -> None:
+    """Events of both kinds are in the log that the starts read, side by side."""
+    (tmp_path / "rules.toml").write_text('default = "approve"\noutcomes = ["approve"]')
+
+    def app(memo: Any) -> ps.Pipeline:
+        fields = {"payment_id": str, "card": str, "memo": memo, "paid_at": datetime}
+        marked = {"payment_id": ps.id(), "paid_at": ps.event_time()}
+        payment = type("Payment", (ps.Event,), {"__annotations__": fields, "__module__": __name__, **marked})
+        pipeline = ps.Pipeline("cards")
+        payments = pipeline.topic("payments", payment)
+        card = payments.by("card")
+        scored = payments.features(card_count=card.past("1h").count(), last_memo=card.past("1h").last("memo"))
+        pipeline.policy("authorise", scored, rules=tmp_path / "rules.toml", fallback="approve")
+        return pipeline
+
+    def decide(number: int, memo: str | None) -> Any:
+        event = {"payment_id": f"p{number}", "card": "c1", "memo": memo, "paid_at": NOON}
+        return service.decide("authorise", event)["features"]
+
+    with testing.run(app(str), now=NOON) as service:
+        decide(1, "first")
+        if between == "snapshot":
+            service.snapshot()
+        decide(2, "second")
+        service.restart(app(str | None))
+        assert decide(3, None) == {"card_count": 3, "last_memo": "second"}
+        for count in (4, 5):
+            service.crash()
+            assert decide(count, "next") == {"card_count": count, "last_memo": "next"}

@@ -64,6 +64,8 @@ impl Core {
         let known = |origin: u16| policies.iter().any(|policy| policy.origin == origin);
         follower.undecided.retain(|key, address| known(key.0) && log.keeps(Address(*address)));
         let mut passed_over = std::mem::take(&mut follower.passed_over);
+        // None of the snapshots that are there may be one that a start can use.
+        let outdated = follower.rebuilt || !passed_over.is_empty();
         passed_over.extend(ids.damage().iter().map(ToString::to_string));
         let started = Started {
             commits: follower.sequence.saturating_sub(first),
@@ -107,7 +109,7 @@ impl Core {
             clock,
             disk,
             segment: 0,
-            trim_from: if follower.rebuilt { last } else { 0 },
+            trim_from: if outdated { last } else { 0 },
             tended_us: i64::MIN,
             log,
             ids,
