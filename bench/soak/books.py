@@ -17,9 +17,10 @@ OFFSET = b'"offset":'
 class Books:
     """Payments are numbered as they become due; all of one follows from its number, so that it can be sent again."""
 
-    def __init__(self, begins: datetime, rate: float) -> None:
+    def __init__(self, begins: datetime, rate: float, *, first: int = 0) -> None:
         self.begins = begins
         self.rate = rate
+        self.first = first  # the id of number 0
         self.places = array("q")  # by number: the offset, or that it is open, or that its caller was told the fallback
         self.fallbacks = 0
         self.refused = 0  # answers of 429 and 503: sent again
@@ -27,9 +28,10 @@ class Books:
 
     def payment(self, number: int) -> bytes:
         spread = number * SPREAD % (1 << 32)
+        card, terminal = spread % CARDS, spread // CARDS % TERMINALS
         paid_at = self.begins + timedelta(seconds=number / self.rate)
         return (
-            f'{{"payment_id":{number},"card":"c{spread % CARDS}","terminal":"t{spread // CARDS % TERMINALS}",'
+            f'{{"payment_id":{self.first + number},"card":"c{card}","terminal":"t{terminal}",'
             f'"amount":"{spread % 50_000 / 100:.2f}","paid_at":"{paid_at.isoformat()}"}}'
         ).encode()
 

@@ -30,10 +30,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from bench.measure import ROOT, anonymous_mb, preface, process_tree
 from bench.report import Figure, Section, write_results
 from bench.soak.books import Books, now
-from bench.soak.client import CONNECTIONS, DECIDE, Client
+from bench.soak.client import CONNECTIONS, Client
 from bench.soak.faults import Faults, command_of
 from penstock import _native
-from penstock.demo.load import closed_loop, request
 from penstock.demo.service import Service
 
 APP = Path(__file__).with_name("app.py")
@@ -44,7 +43,7 @@ SETTLE_S = 12
 # The longest of the pipeline's windows and retentions: from then on, state and log stay as large as they are.
 FULL_S = 300
 SETTINGS = {"PENSTOCK_RETENTION": "4m", "PENSTOCK_SNAPSHOT_EVERY": "10s", "PENSTOCK_MODEL_TIME": "1s"}
-PROBE_S = 8
+PROBE_EVENTS = 100_000
 P99_MS = 20
 # How often a reader of the log looks for more.
 LOOK_S = 0.02
@@ -119,10 +118,13 @@ class Soak:
         return Section("A soak", self.notes(most), self.figures(client, compared))
 
     def probe(self) -> float:
-        """How many decisions a second the service gives to callers who do not wait."""
-        books = Books(now(), 1e9)
-        requests = (request(DECIDE, books.payment(number)) for number in range(PROBE_FROM, 2 * PROBE_FROM))
-        return closed_loop(self.service.address, requests, connections=CONNECTIONS, seconds=PROBE_S).rate
+        """How many decisions a second the service gives to the same caller where all are due at once."""
+        books = Books(now(), PROBE_EVENTS * 1_000, first=PROBE_FROM)
+        began = time.perf_counter()
+        Client(self.service.address, books).run(PROBE_EVENTS / books.rate, lambda _: None)
+        if books.acknowledged() + books.fallbacks != PROBE_EVENTS:
+            raise RuntimeError(f"not all were decided: {books.findings[:3]}")
+        return PROBE_EVENTS / (time.perf_counter() - began)
 
     def each_second(self, second: int) -> None:
         """In the client's own thread: a fault is begun in another."""
