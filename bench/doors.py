@@ -200,7 +200,7 @@ Handbook's transactions in their order, after {WARM_EVENTS:,} of them; keep-aliv
 {size} bytes, every decision synced before its answer. The client (`penstock.demo.load`) shares the
 cores. The bare server takes the same bodies, syncs them and answers {size} bytes, without any work.
 {REPEATS} repetitions, the two in turn; median [least … greatest]. Latencies of the open loop count
-from the moment at which a request was due."""
+from the moment at which a request was due. [PROFILE.md](PROFILE.md) says what bounds them."""
 
 
 class Events:
