@@ -161,6 +161,13 @@ def patient(folder: Path, example: Path, rules: str) -> Path:
     return app
 
 
+def patient_first_with(folder: Path, models: str) -> Path:
+    """The first example with more after it: models, and policies of theirs."""
+    app = patient_first(folder)
+    app.write_text(app.read_text() + models)
+    return app
+
+
 @contextmanager
 def running(
     data: Path,

@@ -18,7 +18,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from penstock import _native
-from processes import DECIDE, EVENTS, FIRST, JSON, NDJSON, Answer, payment, running, succeed, without_time
+from processes import (
+    DECIDE,
+    EVENTS,
+    FIRST,
+    JSON,
+    NDJSON,
+    Answer,
+    lacking,
+    payment,
+    running,
+    succeed,
+    without_time,
+)
 
 
 def test_a_retry_is_told_the_same_and_marked(tmp_path: Path) -> None:
@@ -228,8 +240,9 @@ def test_a_wrong_command_says_what_is_wrong(arguments: list[str], message: str) 
     assert "Traceback" not in refused.stderr
 
 
-@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="there is no tmpfs here")
 def test_a_new_directory_is_small_and_may_be_in_memory() -> None:
+    if not Path("/dev/shm").is_dir():
+        lacking("there is no tmpfs here")
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         data = Path(folder) / "data"
         with running(data) as service:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import DECIDE, FIRST, JSON, Answer, Service, eventually, payment, running
+from processes import DECIDE, FIRST, JSON, Answer, Service, eventually, patient_first_with, payment, running
 
 NOT_READY = r"^not ready, (http://[\d.:]+): model"
 
@@ -126,10 +126,7 @@ _numbers = itertools.count()
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
-    (tmp_path / "first.toml").write_text(FIRST.with_suffix(".toml").read_text())
-    file = tmp_path / "models.py"
-    file.write_text(FIRST.read_text().replace('within="50ms"', 'within="60s"') + MODELS)
-    return file
+    return patient_first_with(tmp_path, MODELS)
 
 
 def decide(service: Service, policy: str, card: str = "") -> JSON:

@@ -26,12 +26,12 @@ from processes import (
     ARROW,
     DECIDE,
     EVENTS,
-    FIRST,
     JSON,
     NDJSON,
     Answer,
     Service,
     eventually,
+    patient_first_with,
     payment,
     penstock,
     running,
@@ -112,10 +112,7 @@ def marks() -> Marks:
 
 @pytest.fixture
 def app(tmp_path: Path) -> Path:
-    (tmp_path / "first.toml").write_text(FIRST.with_suffix(".toml").read_text())
-    file = tmp_path / "app.py"
-    file.write_text(FIRST.read_text().replace('within="50ms"', 'within="60s"') + MODEL)
-    return file
+    return patient_first_with(tmp_path, MODEL)
 
 
 class Guarded:
