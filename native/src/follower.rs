@@ -3,16 +3,21 @@
 //! A follower reads commits in order and applies them to an engine. Where it meets decisions it computes their features
 //! a second time and compares: the state is a pure function of the log, or something is wrong.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+mod awaited;
+mod gathered;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Write;
 use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::Int64Type;
-use arrow_array::{Array, ArrayRef, RecordBatch, new_null_array};
+use arrow_array::{Array, RecordBatch, new_null_array};
 use arrow_select::concat::concat_batches;
 use serde::Serialize;
 
+use self::awaited::{Awaited, AwaitedRows};
+use self::gathered::{GATHERED_BYTES, Gathered};
 use crate::disk::Disk;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
@@ -481,103 +486,6 @@ fn in_snapshot(path: &str, error: Error) -> Error {
     match error {
         Error::Damaged { offset, what, .. } => Error::damaged(path, offset, what),
         other => other,
-    }
-}
-
-/// Small commits' events pass the engine together, up to about so many rows.
-const GATHERED_ROWS: usize = 1 << 10;
-/// And, with the decisions that come by meanwhile, bytes.
-const GATHERED_BYTES: usize = 4 << 20;
-
-/// Consecutive events of one topic that entered one way, and the decisions that came by with them.
-#[derive(Default)]
-struct Gathered {
-    /// The topic, and the policy whose features are compared.
-    source: Option<(usize, Option<usize>)>,
-    base: i64,
-    batches: Vec<RecordBatch>,
-    marks: Vec<u8>,
-    decisions: Vec<(usize, RecordBatch)>,
-    bytes: usize,
-}
-
-impl Gathered {
-    fn continues(&self, source: (usize, Option<usize>), base: i64, rows: usize) -> bool {
-        match self.source {
-            // What was decided is compared before anything that comes later.
-            None => self.decisions.is_empty(),
-            Some(known) => {
-                known == source
-                    && self.base + self.marks.len() as i64 == base
-                    && self.marks.len() + rows <= GATHERED_ROWS
-                    && self.bytes <= GATHERED_BYTES
-            }
-        }
-    }
-
-    fn add(&mut self, source: (usize, Option<usize>), base: i64, batch: RecordBatch, marks: Option<&[u8]>) {
-        if self.source.is_none() {
-            (self.source, self.base) = (Some(source), base);
-        }
-        let rows = self.marks.len() + batch.num_rows();
-        self.bytes += batch.get_array_memory_size();
-        self.marks.extend(marks.unwrap_or_default());
-        self.marks.resize(rows, 0);
-        self.batches.push(batch);
-    }
-}
-
-/// Events at most whose features wait for their decision; a model may be slow, or never answer.
-const AWAITED_ROWS: usize = 1 << 16;
-
-/// Features that were computed here, until the decision about their events comes by.
-#[derive(Default)]
-struct AwaitedRows {
-    batches: VecDeque<Awaited>,
-    rows: usize,
-}
-
-struct Awaited {
-    policy: usize,
-    base: i64,
-    rows: usize,
-    /// Rows without a decision yet.
-    left: usize,
-    features: Vec<ArrayRef>,
-}
-
-impl AwaitedRows {
-    fn add(&mut self, batch: Awaited) {
-        self.rows += batch.rows;
-        self.batches.push_back(batch);
-        while self.rows > AWAITED_ROWS && self.batches.len() > 1 {
-            self.rows -= self.batches.pop_front().map_or(0, |batch| batch.rows);
-        }
-    }
-
-    /// The features of the first of these offsets and of those that follow it without a gap, in one batch.
-    fn run(&self, policy: usize, offsets: &[i64]) -> Option<(Vec<ArrayRef>, usize)> {
-        let batch = self.batches.iter().find(|batch| batch.policy == policy && batch.holds(offsets[0]))?;
-        let first = (offsets[0] - batch.base) as usize;
-        let following = offsets.iter().zip(offsets[0]..).take_while(|(offset, next)| *offset == next).count();
-        let rows = following.min(batch.rows - first);
-        Some((batch.features.iter().map(|column| column.slice(first, rows)).collect(), rows))
-    }
-
-    /// What was decided is not decided again.
-    fn forget(&mut self, policy: usize, offsets: &[i64]) {
-        for batch in self.batches.iter_mut().filter(|batch| batch.policy == policy) {
-            let decided = offsets.iter().filter(|&&offset| batch.holds(offset)).count();
-            batch.left = batch.left.saturating_sub(decided);
-        }
-        self.batches.retain(|batch| batch.left > 0);
-        self.rows = self.batches.iter().map(|batch| batch.rows).sum();
-    }
-}
-
-impl Awaited {
-    fn holds(&self, offset: i64) -> bool {
-        (self.base..self.base + self.rows as i64).contains(&offset)
     }
 }
 
