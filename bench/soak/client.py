@@ -29,7 +29,8 @@ AGAIN_S = 0.05
 class Client:
     def __init__(self, address: Address, books: Books) -> None:
         self.books = books
-        self.seconds: list[NDArray[np.float64]] = []  # latencies by the second in which their payment was due
+        self.seconds: list[NDArray[np.float64]] = []  # latencies by the second in which their answer came
+        self.late_s: list[float] = []  # at the end of each second: for how long a payment had waited to be sent
         self.sent_again = 0
         self._address = address
         self._epoll = select.epoll()
@@ -57,6 +58,7 @@ class Client:
             while now - start >= len(self.seconds) + 1:
                 self.seconds.append(np.array(self._second))
                 self._second = array("d")
+                self.late_s.append(max(now - start - number / books.rate, 0.0))
                 on_second(len(self.seconds))
 
     def _send(self, number: int, start: float) -> None:

@@ -551,9 +551,17 @@ impl Follower {
         py.detach(|| self.0.advance(commits_max, |_| Ok(()))).map_err(raise)
     }
 
-    /// Write the state; the sequence of the commit that it is as of.
-    fn snapshot(&mut self, py: Python<'_>) -> PyResult<u64> {
-        py.detach(|| self.0.write_snapshot()).map_err(raise)
+    /// Write the state, and call `pause` after each piece of it; the sequence of the commit that it is as of.
+    #[pyo3(signature = (pause=None))]
+    fn snapshot(&mut self, py: Python<'_>, pause: Option<Py<PyAny>>) -> PyResult<u64> {
+        let mut raised = Ok(());
+        let mut call = || {
+            if let (Some(pause), Ok(())) = (&pause, &raised) {
+                raised = Python::attach(|py| pause.call0(py)).map(|_| ());
+            }
+        };
+        let written = py.detach(|| self.0.write_snapshot(&mut call));
+        raised.and(written.map_err(raise))
     }
 
     #[getter]

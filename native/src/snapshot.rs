@@ -19,8 +19,9 @@ use crate::windows::{Store, StorePlan, check_saved};
 
 const FOLDER: &str = "snapshots";
 const MAGIC: &[u8; 8] = b"PENSNAP1";
-/// Written and synced in such pieces, so that a decision's own sync never waits long behind them.
-const PIECE_BYTES: usize = 1 << 20;
+/// Written and synced in such pieces, with a pause after each, so that a decision's own sync never waits long behind
+/// them: a device that is never without a piece makes it wait for tens of milliseconds now and then.
+const PIECE_BYTES: usize = 256 << 10;
 const DRAFT: &str = "draft";
 /// So many that were read back whole are kept, and the log is not cut before there are so many: one may still be lost.
 pub const KEPT: usize = 2;
@@ -180,17 +181,19 @@ impl Snapshot {
     }
 }
 
-/// Write a snapshot, and read it back before it has its name; `save` writes each store in turn. Older ones are removed where two newer ones are
-/// sound: `sound` remembers what was read back, so that each is read once.
+/// Write a snapshot, and read it back before it has its name; `save` writes each store in turn, and `pause` is called
+/// after each piece. Older ones are removed where two newer ones are sound: `sound` remembers what was read back, so
+/// that each is read once.
 pub fn write(
     disk: &Arc<dyn Disk>,
     header: &Header,
     sound: &mut BTreeSet<u64>,
+    pause: &mut dyn FnMut(),
     save: impl FnMut(usize, &mut dyn Write) -> Result<()>,
 ) -> Result<()> {
     // A snapshotter that outlived its gate may still write one of its own.
     let draft = format!("{FOLDER}/{DRAFT}{}", std::process::id());
-    let written = write_draft(disk, &draft, header, save).and_then(|()| check(disk, draft.clone()));
+    let written = write_draft(disk, &draft, header, pause, save).and_then(|()| check(disk, draft.clone()));
     if let Err(error) = written {
         // What is of no use must not keep a full disk full.
         _ = disk.remove(&draft);
@@ -208,11 +211,12 @@ fn write_draft(
     disk: &Arc<dyn Disk>,
     draft: &str,
     header: &Header,
+    pause: &mut dyn FnMut(),
     mut save: impl FnMut(usize, &mut dyn Write) -> Result<()>,
 ) -> Result<()> {
     let failed = |error| Error::io(format!("could not write {draft}"), error);
     let file = disk.open(draft, Mode::Write).map_err(failed)?;
-    let mut output = Output { file, offset: 0, piece: Vec::with_capacity(PIECE_BYTES) };
+    let mut output = Output { file, offset: 0, piece: Vec::with_capacity(PIECE_BYTES), pause };
     let text = serde_json::to_vec(header).expect("a header is plain data");
     let mut start = MAGIC.to_vec();
     start.extend_from_slice(&(text.len() as u32).to_le_bytes());
@@ -275,19 +279,20 @@ impl io::Read for FileInput {
     }
 }
 
-struct Output {
+struct Output<'a> {
     file: Arc<dyn File>,
     offset: u64,
     piece: Vec<u8>,
+    pause: &'a mut dyn FnMut(),
 }
 
-impl Output {
+impl Output<'_> {
     fn end(&self) -> u64 {
         self.offset + self.piece.len() as u64
     }
 }
 
-impl Write for Output {
+impl Write for Output<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let count = bytes.len().min(PIECE_BYTES - self.piece.len());
         self.piece.extend_from_slice(&bytes[..count]);
@@ -302,6 +307,7 @@ impl Write for Output {
         self.file.sync()?;
         self.offset += self.piece.len() as u64;
         self.piece.clear();
+        (self.pause)();
         Ok(())
     }
 }

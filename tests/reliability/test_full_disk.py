@@ -70,8 +70,9 @@ def test_a_full_disk_is_said_at_once_and_is_over_when_there_is_space(tmp_path: P
         fallback = decide(service, "lenient", payment(5)).json()
         assert (fallback["outcome"], fallback["cause"], fallback["timed_out"]) == ("review", "disk_full", False)
         assert (fallback["id"], fallback["features"], fallback["offset"]) == ("p5", None, None)
-        lines = decide_many(service, "lenient", [payment(5), payment(6)]).lines()
-        assert [line["cause"] for line in lines] == ["disk_full", "disk_full"]
+        # Nothing is taken, so that one id may come twice, whatever it comes with.
+        lines = decide_many(service, "lenient", [payment(5), payment(6), payment(6, amount="1.00")]).lines()
+        assert [line.get("cause") for line in lines] == ["disk_full"] * 3
 
         # What needs no space goes on.
         again = decide(service, "authorise", payment(1))
@@ -82,7 +83,7 @@ def test_a_full_disk_is_said_at_once_and_is_over_when_there_is_space(tmp_path: P
         assert service.call("GET", "/healthz").status == 200
         ready = service.call("GET", "/readyz")
         assert ready.status == 503 and "nothing is taken at present: no space left" in ready.json()["error"]["message"]
-        assert service.metric("disk_full_total") == 4
+        assert service.metric("disk_full_total") == 5
 
         ballast.unlink()
         eventually(lambda: service.call("GET", "/readyz").status == 200)

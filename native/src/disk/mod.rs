@@ -33,9 +33,10 @@ pub trait File: Send + Sync {
     /// Make everything written durable (`fdatasync`).
     fn sync(&self) -> io::Result<()>;
     /// Make the file at least this long, filled with zeros for which the disk has the space; durable when it returns.
+    /// A real disk calls `pause` after each of the pieces that it syncs.
     /// Where the disk is full (`StorageFull`, `QuotaExceeded`), the file is as long as before, and a later call may
     /// succeed; after any other error the file is of no use.
-    fn allocate(&self, bytes: u64) -> io::Result<()>;
+    fn allocate(&self, bytes: u64, pause: &dyn Fn()) -> io::Result<()>;
 }
 
 /// Whether a disk, or somebody's part of it, has no space left.

@@ -64,7 +64,7 @@ pub(super) struct Fresh {
 }
 
 impl Core {
-    /// Judge every row of a batch; new ones count as seen from here on.
+    /// Judge every row of a batch; new ones count as seen from here on, where there is room for them.
     pub(super) fn admit(
         &self,
         cycle: &mut Cycle,
@@ -100,7 +100,8 @@ impl Core {
                 Ok(None) => ahead(about, cycle.now_us, time)
                     .unwrap_or_else(|| cycle.seen_now(about.id, origin, hashes[row], (group, row))),
             };
-            if matches!(judged, Seen::New) {
+            // What a full disk keeps out is not what a later event of this cycle repeats.
+            if matches!(judged, Seen::New) && self.stats.full.is_none() {
                 cycle.see(Fresh { hash: hashes[row], group, row });
             }
             seen.push(judged);

@@ -58,7 +58,7 @@ impl Core {
         let mut again = Vec::new();
         for (row, (seen, waiter)) in seen.iter().zip(waiters).enumerate() {
             match seen {
-                Seen::New | Seen::InCycle(..) if full => self.tell_full(cycle, policy, (&batch, row), waiter),
+                Seen::New if full => self.tell_full(cycle, policy, (&batch, row), waiter),
                 Seen::New => queue.push((queue.len(), waiter)),
                 Seen::InCycle(group, row) => again.push((*group, *row, waiter.repeated())),
                 Seen::Before(event) => self.repeat(cycle, policy, event, waiter.repeated())?,

@@ -96,6 +96,8 @@ pub struct Ids {
     disk: Arc<dyn Disk>,
     settings: Settings,
     table: Table,
+    /// What comes after the table, made before it is full.
+    next: Option<Task<Table>>,
     /// Older than the table, from the oldest to the newest; the first may be in `flush`.
     full: VecDeque<Arc<Table>>,
     /// Older than those, from the oldest to the newest.
@@ -137,6 +139,7 @@ impl Ids {
         let (generations, damage) = open::open_generations(&*disk)?;
         Ok(Ids {
             table: Table::with_capacity(settings.memory_ids),
+            next: None,
             full: VecDeque::new(),
             sealed: generations.last().map(|newest| newest.span.last),
             generations,
@@ -214,6 +217,7 @@ impl Ids {
                 self.end_flush()?,
                 self.end_merge()?,
                 self.end_retire()?,
+                self.start_next(),
                 self.start_flush(durable_sequence)?,
                 self.start_merge()?,
                 self.start_retire()?,
@@ -262,9 +266,21 @@ impl Ids {
         if self.table.len() < self.settings.memory_ids || span.last == sequence {
             return;
         }
-        let table = std::mem::replace(&mut self.table, Table::with_capacity(self.settings.memory_ids));
+        let next = self.next.take().and_then(|task| task.join().ok());
+        let next = next.unwrap_or_else(|| Table::with_capacity(self.settings.memory_ids));
+        let table = std::mem::replace(&mut self.table, next);
         self.full.push_back(Arc::new(table));
         self.sealed = Some(span.last);
+    }
+
+    /// To touch so much new memory takes tens of milliseconds, which an insert must not wait for.
+    fn start_next(&mut self) -> bool {
+        let memory_ids = self.settings.memory_ids;
+        if self.next.is_some() || self.table.len() < memory_ids / 2 {
+            return false;
+        }
+        self.next = Some(Task::start(self.settings.background, move || Ok(Table::with_capacity(memory_ids))));
+        true
     }
 
     fn start_flush(&mut self, durable_sequence: u64) -> Result<bool> {
@@ -348,6 +364,7 @@ impl Drop for Ids {
     /// No thread outlives the index; what they leave unfinished is done again after the next start.
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
+        let _ = self.next.take().map(Task::join);
         let _ = self.flush.take().map(Task::join);
         let _ = self.merge.take().map(|merge| merge.task.join());
         let _ = self.retire.take().map(Task::join);

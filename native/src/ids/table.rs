@@ -16,8 +16,11 @@ const TAG: u64 = 0xffff_ffff_0000_0000;
 
 impl Table {
     pub(super) fn with_capacity(ids: usize) -> Table {
-        let slots = vec![0; (2 * ids.max(1)).next_power_of_two()];
-        Table { slots, entries: Vec::with_capacity(ids), span: None }
+        let slots = touched((2 * ids.max(1)).next_power_of_two());
+        // The commit that fills a table goes beyond its end: there is room for as many as the slots take.
+        let mut entries = touched(slots.len() / 2);
+        entries.clear();
+        Table { slots, entries, span: None }
     }
 
     pub(super) fn insert(&mut self, hashes: &[u64], address: u64, span: Span) {
@@ -123,6 +126,13 @@ impl Table {
     fn touch_all(&self, hashes: &[u64]) {
         black_box(hashes.iter().fold(0, |values, hash| values ^ self.touch(*hash)));
     }
+}
+
+/// Zeros in memory that the system has cleared by now: it would do so in the middle of inserts, up to 2 MiB at a time.
+fn touched<T: Copy + Default>(count: usize) -> Vec<T> {
+    let mut values = black_box(vec![T::default(); count]);
+    values.fill(T::default());
+    values
 }
 
 #[cfg(test)]

@@ -40,7 +40,8 @@ impl DurableFile {
         let file = disk
             .open(PATH, Mode::Write)
             .map_err(|error| Error::io(format!("could not open {PATH}"), error))?;
-        file.allocate(FILE_BYTES).map_err(|error| Error::io(format!("could not allocate {PATH}"), error))?;
+        let allocated = file.allocate(FILE_BYTES, &|| ());
+        allocated.map_err(|error| Error::io(format!("could not allocate {PATH}"), error))?;
         let slots = read_slots(file.as_ref())?;
         let next_slot =
             if slots[0].map(|slot| slot.sequence) > slots[1].map(|slot| slot.sequence) { 1 } else { 0 };

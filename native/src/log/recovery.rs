@@ -155,7 +155,7 @@ fn cut(walk: &Walk, file: &dyn File, end_of_content: u64) -> Result<()> {
             file.write(offset, &zeros[..count as usize])?;
             offset += count;
         }
-        file.allocate(walk.segment.bytes)?;
+        file.allocate(walk.segment.bytes, &|| ())?;
         file.sync()
     };
     cut().map_err(|error| Error::io(format!("could not cut the torn end off {}", walk.name), error))

@@ -1,22 +1,29 @@
 //! The next segment's space, taken before it is needed.
 //!
 //! Zeros are written long before the current segment is full, in a thread of their own, so that an append neither
-//! waits for space nor finds the disk full. The file gets its segment's name when it is put to use.
+//! waits for space nor finds the disk full; and with pauses, so that its syncs have the disk too, as long as that thread has
+//! the time. The file gets its segment's name when it is put to use.
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use crate::disk::{Disk, File, Mode, is_full};
 use crate::error::{Error, Result};
 
 pub(super) const PATH: &str = "log/spare";
+/// After each piece: a segment of 64 MiB takes a second, of which the disk is free for the most part.
+const PAUSE: Duration = Duration::from_millis(4);
 
 pub(super) struct Spare {
     disk: Arc<dyn Disk>,
     bytes: u64,
     background: bool,
     state: State,
+    /// No more pauses: it will soon be needed.
+    urgent: Arc<AtomicBool>,
 }
 
 enum State {
@@ -29,21 +36,34 @@ impl Spare {
     /// What an earlier process left under the name may be half done: it goes.
     pub fn new(disk: Arc<dyn Disk>, bytes: u64, background: bool) -> Result<Spare> {
         remove(disk.as_ref())?;
-        Ok(Spare { disk, bytes, background, state: State::Absent })
+        Ok(Spare { disk, bytes, background, state: State::Absent, urgent: Arc::default() })
     }
 
     /// Begin to allocate, unless that has happened. In the foreground, a failure shows when the space is needed.
     pub fn start(&mut self) {
         if let State::Absent = self.state {
             let (disk, bytes) = (self.disk.clone(), self.bytes);
+            self.urgent = Arc::default();
+            let urgent = self.urgent.clone();
             self.state = if self.background {
+                let pause = move || {
+                    if !urgent.load(Ordering::Relaxed) {
+                        thread::sleep(PAUSE);
+                    }
+                };
                 // Without a thread, as without space: later.
                 let thread = thread::Builder::new().name("log-spare".into());
-                thread.spawn(move || allocate(disk.as_ref(), bytes)).map_or(State::Absent, State::Allocating)
+                let spawned = thread.spawn(move || allocate(disk.as_ref(), bytes, &pause));
+                spawned.map_or(State::Absent, State::Allocating)
             } else {
-                allocate(disk.as_ref(), bytes).map_or(State::Absent, State::Ready)
+                allocate(disk.as_ref(), bytes, &|| ()).map_or(State::Absent, State::Ready)
             };
         }
+    }
+
+    /// From here on as fast as it can be had.
+    pub fn hurry(&self) {
+        self.urgent.store(true, Ordering::Relaxed);
     }
 
     /// Whether an allocation that was started has failed, or none was.
@@ -57,8 +77,9 @@ impl Spare {
 
     /// Have the space: wait for its allocation, or try now.
     pub fn wait(&mut self) -> Result<()> {
+        self.hurry();
         let allocated = match std::mem::replace(&mut self.state, State::Absent) {
-            State::Absent => allocate(self.disk.as_ref(), self.bytes),
+            State::Absent => allocate(self.disk.as_ref(), self.bytes, &|| ()),
             State::Allocating(thread) => thread.join().expect("allocating does not panic"),
             State::Ready(file) => Ok(file),
         };
@@ -80,15 +101,16 @@ impl Drop for Spare {
     fn drop(&mut self) {
         if let State::Allocating(thread) = std::mem::replace(&mut self.state, State::Absent) {
             // Nobody needs the space any more; only the thread must not outlive its log.
+            self.hurry();
             let _ = thread.join();
         }
     }
 }
 
-fn allocate(disk: &dyn Disk, bytes: u64) -> Result<Arc<dyn File>> {
+fn allocate(disk: &dyn Disk, bytes: u64, pause: &dyn Fn()) -> Result<Arc<dyn File>> {
     let what = || format!("could not allocate {PATH}");
     let file = disk.open(PATH, Mode::Write).map_err(|error| Error::io(what(), error))?;
-    match file.allocate(bytes) {
+    match file.allocate(bytes, pause) {
         Ok(()) => Ok(file),
         Err(error) if is_full(&error) => {
             Err(Error::Full { what: format!("the log needs {bytes} bytes for {PATH}") })

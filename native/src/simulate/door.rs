@@ -228,11 +228,10 @@ impl Door {
         let place =
             *places.ok_or_else(|| format!("{what}: answered, and {:?} is not in the log", line.id))?;
         let past = &history.past[place];
-        ensure(past.row == *row, || format!("{what}: another event is in the log as {:?}", line.id))?;
-        if past.origin.as_deref() != Some(policy.name) {
-            // Before its line of a body that was told the fallback was taken, another door took the id.
+        if past.row != *row || past.origin.as_deref() != Some(policy.name) {
+            // A line of a body that was told the fallback, and the id was or is taken otherwise.
             let told_here = told["timed_out"] == true && self.told_here.contains(&line.id);
-            return ensure(told_here, || format!("{what}: {:?} entered elsewhere", line.id));
+            return ensure(told_here, || format!("{what}: {:?} is in the log otherwise", line.id));
         }
         let key = (policy.name.to_string(), past.offset);
         let timeout = history.timeouts.get(&key);

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ logger = logging.getLogger("penstock.snapshotter")
 COMMITS = 1_000
 IDLE_S = 0.25
 LOCK_S = 0.5
+# After each piece of a snapshot, so that they never take all of the disk: 64 MB/s at most. No pause once it is to end.
+PAUSE_S = 0.004
 # Statuses: the gate is gone; the log is of another pipeline.
 GONE, OUTDATED = 3, 4
 
@@ -59,13 +62,13 @@ def main() -> None:
             sys.exit(OUTDATED)
         # Also while it is behind: what it writes is what shortens the next start, and lets the log be trimmed.
         if time.monotonic() >= due:
-            written = write(follower, written)
+            written = write(follower, written, gate.stop)
             due = time.monotonic() + int(every_us) / 1e6
         if not behind:
             gate.stop.wait(IDLE_S)
     while follower.advance(COMMITS) == COMMITS:
         pass
-    write(follower, written)
+    write(follower, written, gate.stop)
 
 
 def lock_folder(folder: Path, stop: threading.Event) -> _native.Lock | None:
@@ -82,7 +85,7 @@ def lock_folder(folder: Path, stop: threading.Event) -> _native.Lock | None:
             return None
 
 
-def write(follower: _native.Follower, written: int) -> int:
+def write(follower: _native.Follower, written: int, stop: threading.Event) -> int:
     """Write the state where it is newer than what was written; the sequence that is written now."""
     # A changed pipeline's state counts from the commit on that the change took effect with.
     if follower.sequence == written or not follower.is_current():
@@ -98,7 +101,7 @@ def write(follower: _native.Follower, written: int) -> int:
         return follower.sequence
     started = time.monotonic()
     try:
-        sequence = follower.snapshot()
+        sequence = follower.snapshot(partial(stop.wait, PAUSE_S))
     except PenstockError as error:  # A full disk may have room again when the next one is due.
         logger.warning("could not write a snapshot: %s", error.message)
         report("failed")
