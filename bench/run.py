@@ -6,6 +6,7 @@ python bench/run.py [--only NAME] [--scale 0.1] [--to FILE]
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +25,8 @@ from bench.snapshots import measure_snapshots
 from bench.starts import measure_starts
 
 RESULTS = ROOT / "bench" / "RESULTS.md"
+# What other days and machines gave.
+EARLIER = ROOT / "bench" / "earlier"
 MEASUREMENTS: dict[str, Callable[[float], Section]] = {
     "doors": measure_doors,
     "replay": lambda _scale: measure_replay(),
@@ -45,6 +48,8 @@ def main() -> None:
     sections = [measure(name, arguments.scale) for name in chosen]
     target = arguments.to or (RESULTS if arguments.only is None else None)
     if target is not None:
+        if target == RESULTS:
+            before = "\n\n".join(filter(None, [before, keep_earlier()]))
         write_results(target, title="What this machine does", preface=before, sections=sections)
         print(f"\nwrote {target}")
 
@@ -55,6 +60,18 @@ def measure(name: str, scale: float) -> Section:
     section = MEASUREMENTS[name](scale)
     print(f"{section.title} ({time.monotonic() - start:,.0f} s)", *section.figures, sep="\n  ")
     return section
+
+
+def keep_earlier() -> str:
+    """Put the results of an earlier day away; where all of them are, newest first."""
+    EARLIER.mkdir(exist_ok=True)
+    results = RESULTS.read_text() if RESULTS.exists() else ""
+    day = re.search(r", (\d{4}-\d\d-\d\d), ", results)
+    if day is not None and day[1] != time.strftime("%Y-%m-%d", time.gmtime()):
+        (EARLIER / f"{day[1]}.md").write_text(results.replace("](", "](../"))
+    names = sorted((each.name for each in EARLIER.glob("*.md")), reverse=True)
+    links = ", ".join(f"[{name.removesuffix('.md')}]({EARLIER.name}/{name})" for name in names)
+    return f"Earlier, on what may have been another machine: {links}." if links else ""
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -21,13 +22,25 @@ from penstock.errors import LockedError
 from penstock.runtime.app import load_app
 from penstock.runtime.plan import compile_plan
 from penstock.runtime.snapshotter import GONE, OUTDATED
-from processes import FIRST, JSON, PATIENCE_S, Service, eventually, patient_first, payment, running, without_time
+from processes import (
+    DECIDE,
+    FIRST,
+    JSON,
+    NDJSON,
+    PATIENCE_S,
+    Service,
+    eventually,
+    patient_first,
+    payment,
+    running,
+    without_time,
+)
 
 OFTEN = ("--snapshot-every", "100ms")
 
 
-def snapshots(data: Path) -> list[Path]:
-    return sorted((data / "snapshots").glob("*.snapshot"))
+def snapshots(data: Path, names: str = "*.snapshot") -> list[Path]:
+    return sorted((data / "snapshots").glob(names))
 
 
 def header(snapshot: Path) -> JSON:
@@ -107,6 +120,29 @@ def test_whichever_byte_of_a_snapshot_is_flipped_the_state_is_the_same(tmp_path:
         flip(newest, place)
     # The closing mark alone is nothing that is read.
     assert passed_over > 1_000
+
+
+def test_a_pause_follows_each_piece_of_a_snapshot(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with running(data) as service:
+        events = [json.dumps(payment(number, card=f"card {number}" * 20)).encode() for number in range(5_000)]
+        assert service.call("POST", DECIDE, b"\n".join(events), NDJSON).status == 200
+        assert service.end() == 0
+    follower = _native.Follower(compile_plan(load_app(patient_first(tmp_path))).to_json(), str(data))
+    sizes = [0]
+    follower.snapshot(lambda: sizes.append(sum(each.stat().st_size for each in snapshots(data, "draft*"))))
+    pieces = [after - before for before, after in itertools.pairwise(sizes)]
+    assert len(pieces) > 3 and max(pieces) <= 256 << 10
+    assert sizes[-1] == snapshots(data)[-1].stat().st_size
+
+    # Once there is no time for more, in larger ones; and what a pause raises ends it, without a trace.
+    hurried = iter([False, True])
+    follower.snapshot(lambda: next(hurried))
+    assert next(hurried, None) is None
+    names = [each.name for each in snapshots(data, "*")]
+    with pytest.raises(ZeroDivisionError):
+        follower.snapshot(lambda: 1 // 0)
+    assert [each.name for each in snapshots(data, "*")] == names
 
 
 def test_an_old_snapshot_stays_for_as_long_as_a_newer_one_is_damaged(tmp_path: Path) -> None:

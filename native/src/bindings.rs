@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::ffi::CStr;
+use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -21,7 +22,7 @@ use crate::answer::{self, DEADLINE, OVERLOAD};
 use crate::conform::{Unknown, conform as conform_batch, conform_cells as conform_cell_batch, keep_rows};
 use crate::decide::{Case, Decider, no_score};
 use crate::decode::{Decoder, Limits, split_lines};
-use crate::disk::{Call, Crash, Disk, MemoryDisk, RealDisk};
+use crate::disk::{Call, Crash, Disk, LARGE_PIECE, MemoryDisk, RealDisk, SMALL_PIECE};
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::evaluate::Program;
@@ -551,17 +552,27 @@ impl Follower {
         py.detach(|| self.0.advance(commits_max, |_| Ok(()))).map_err(raise)
     }
 
-    /// Write the state, and call `pause` after each piece of it; the sequence of the commit that it is as of.
+    /// Write the state, and call `pause` after each small piece of it, until it says that there is no time for more; the
+    /// sequence of the commit that it is as of. What `pause` raises ends it.
     #[pyo3(signature = (pause=None))]
     fn snapshot(&mut self, py: Python<'_>, pause: Option<Py<PyAny>>) -> PyResult<u64> {
-        let mut raised = Ok(());
-        let mut call = || {
-            if let (Some(pause), Ok(())) = (&pause, &raised) {
-                raised = Python::attach(|py| pause.call0(py)).map(|_| ());
+        let (mut pause, mut raised) = (pause, None);
+        let mut piece = || {
+            let Some(call) = &pause else { return Ok(LARGE_PIECE) };
+            match Python::attach(|py| call.call0(py)?.is_truthy(py)) {
+                Ok(false) => Ok(SMALL_PIECE),
+                Ok(true) => {
+                    pause = None;
+                    Ok(LARGE_PIECE)
+                }
+                Err(error) => {
+                    raised = Some(error);
+                    Err(io::Error::other("its pause has failed"))
+                }
             }
         };
-        let written = py.detach(|| self.0.write_snapshot(&mut call));
-        raised.and(written.map_err(raise))
+        let written = py.detach(|| self.0.write_snapshot(&mut piece));
+        raised.map_or_else(|| written.map_err(raise), Err)
     }
 
     #[getter]

@@ -150,8 +150,8 @@ impl Follower {
         Ok(noted.is_none_or(|noted| noted == fingerprint(&self.plan)))
     }
 
-    /// Write the state as it is now, with a pause after each piece of it.
-    pub fn write_snapshot(&mut self, pause: &mut dyn FnMut()) -> Result<u64> {
+    /// Write the state as it is now; see `snapshot::write`.
+    pub fn write_snapshot(&mut self, piece: snapshot::Piece) -> Result<u64> {
         self.process_gathered()?;
         if self.mismatches > 0 {
             return Err(Error::invalid("the state came out otherwise than at the gate, and is not kept"));
@@ -176,7 +176,7 @@ impl Follower {
             undecided,
         };
         let save = |index, out: &mut dyn Write| self.engine.save_store(index, out);
-        snapshot::write(&self.disk, &header, &mut self.sound, pause, save)?;
+        snapshot::write(&self.disk, &header, &mut self.sound, piece, save)?;
         Ok(self.sequence)
     }
 

@@ -12,16 +12,13 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::disk::{Disk, File, Mode};
+use crate::disk::{Disk, File, Mode, SMALL_PIECE};
 use crate::error::{Error, Result};
 use crate::log::Position;
 use crate::windows::{Store, StorePlan, check_saved};
 
 const FOLDER: &str = "snapshots";
 const MAGIC: &[u8; 8] = b"PENSNAP1";
-/// Written and synced in such pieces, with a pause after each, so that a decision's own sync never waits long behind
-/// them: a device that is never without a piece makes it wait for tens of milliseconds now and then.
-const PIECE_BYTES: usize = 256 << 10;
 const DRAFT: &str = "draft";
 /// So many that were read back whole are kept, and the log is not cut before there are so many: one may still be lost.
 pub const KEPT: usize = 2;
@@ -177,23 +174,26 @@ impl Snapshot {
     /// A store's bytes, from the first one on. It is read as it is needed: memory never holds it twice.
     pub fn read(&self, place: Place) -> impl io::Read + use<> {
         let file = FileInput { file: self.file.clone(), offset: place.offset };
-        io::BufReader::with_capacity(PIECE_BYTES, file).take(place.length)
+        io::BufReader::with_capacity(SMALL_PIECE, file).take(place.length)
     }
 }
 
-/// Write a snapshot, and read it back before it has its name; `save` writes each store in turn, and `pause` is called
-/// after each piece. Older ones are removed where two newer ones are sound: `sound` remembers what was read back, so
+/// See `write`.
+pub type Piece<'a> = &'a mut dyn FnMut() -> io::Result<usize>;
+
+/// Write a snapshot, and read it back before it has its name; `save` writes each store in turn, and `piece`
+/// gives the bytes of each next piece to write and sync, and may end it with an error. Older ones are removed where two newer ones are sound: `sound` remembers what was read back, so
 /// that each is read once.
 pub fn write(
     disk: &Arc<dyn Disk>,
     header: &Header,
     sound: &mut BTreeSet<u64>,
-    pause: &mut dyn FnMut(),
+    piece: Piece,
     save: impl FnMut(usize, &mut dyn Write) -> Result<()>,
 ) -> Result<()> {
     // A snapshotter that outlived its gate may still write one of its own.
     let draft = format!("{FOLDER}/{DRAFT}{}", std::process::id());
-    let written = write_draft(disk, &draft, header, pause, save).and_then(|()| check(disk, draft.clone()));
+    let written = write_draft(disk, &draft, header, piece, save).and_then(|()| check(disk, draft.clone()));
     if let Err(error) = written {
         // What is of no use must not keep a full disk full.
         _ = disk.remove(&draft);
@@ -211,12 +211,12 @@ fn write_draft(
     disk: &Arc<dyn Disk>,
     draft: &str,
     header: &Header,
-    pause: &mut dyn FnMut(),
+    piece: Piece,
     mut save: impl FnMut(usize, &mut dyn Write) -> Result<()>,
 ) -> Result<()> {
     let failed = |error| Error::io(format!("could not write {draft}"), error);
     let file = disk.open(draft, Mode::Write).map_err(failed)?;
-    let mut output = Output { file, offset: 0, piece: Vec::with_capacity(PIECE_BYTES), pause };
+    let mut output = Output { file, offset: 0, bytes: Vec::new(), piece, limit: SMALL_PIECE };
     let text = serde_json::to_vec(header).expect("a header is plain data");
     let mut start = MAGIC.to_vec();
     start.extend_from_slice(&(text.len() as u32).to_le_bytes());
@@ -282,32 +282,34 @@ impl io::Read for FileInput {
 struct Output<'a> {
     file: Arc<dyn File>,
     offset: u64,
-    piece: Vec<u8>,
-    pause: &'a mut dyn FnMut(),
+    /// Not yet written: less than a piece.
+    bytes: Vec<u8>,
+    limit: usize,
+    piece: Piece<'a>,
 }
 
 impl Output<'_> {
     fn end(&self) -> u64 {
-        self.offset + self.piece.len() as u64
+        self.offset + self.bytes.len() as u64
     }
 }
 
 impl Write for Output<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = bytes.len().min(PIECE_BYTES - self.piece.len());
-        self.piece.extend_from_slice(&bytes[..count]);
-        if self.piece.len() == PIECE_BYTES {
+        let count = bytes.len().min(self.limit - self.bytes.len());
+        self.bytes.extend_from_slice(&bytes[..count]);
+        if self.bytes.len() == self.limit {
             self.flush()?;
         }
         Ok(count)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.file.write(self.offset, &self.piece)?;
+        self.file.write(self.offset, &self.bytes)?;
         self.file.sync()?;
-        self.offset += self.piece.len() as u64;
-        self.piece.clear();
-        (self.pause)();
+        self.offset += self.bytes.len() as u64;
+        self.bytes.clear();
+        self.limit = (self.piece)()?;
         Ok(())
     }
 }

@@ -268,6 +268,19 @@ def test_a_line_that_waits_after_its_body_was_told_the_fallback_is_told_so_alone
         assert service.decide("authorise", payment(1)) == {**told, "took_ms": 0.0}
 
 
+def test_a_line_that_waits_comes_after_another_event_of_its_id_in_the_cycle() -> None:
+    with testing.run(FIRST, now=NOON) as service:
+        body = b"\n".join(json.dumps(payment(number)).encode() for number in range(3))
+        alone = [json.dumps(each).encode() for each in (payment(1, amount="1"), payment(1))]
+        service._told = [1]
+        requests = [(1, DECIDE_MANY, 0, body, 0), (2, DECIDE, 0, alone[0], 0), (3, DECIDE, 0, alone[1], 0)]
+        answers = {handle: (status, json.loads(text)) for handle, status, text, _ in service._step(requests)}
+        status, first = answers[2]
+        assert (status, first["timed_out"]) == (200, False)
+        status, second = answers[3]
+        assert (status, second["error"]["code"]) == (409, "id_conflict")
+
+
 @pytest.mark.parametrize(
     ("now", "words"),
     [(datetime(2026, 11, 1), "no zone"), ("2026-11-01T12:00", "no zone"), ("noon", "no time")],

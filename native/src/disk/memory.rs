@@ -213,7 +213,7 @@ impl File for MemoryFile {
         called
     }
 
-    fn allocate(&self, bytes: u64, _pause: &dyn Fn()) -> io::Result<()> {
+    fn allocate(&self, bytes: u64, _piece: &dyn Fn() -> io::Result<usize>) -> io::Result<()> {
         let mut state = self.disk.lock();
         let called = state.count(Call::Allocate);
         let before = state.content(self.id).bytes.len();

@@ -13,6 +13,11 @@ pub use memory::{Call, Crash, MemoryDisk};
 pub use real::RealDisk;
 pub(crate) use real::create_folders;
 
+/// What is long is written and synced in pieces: where decisions' own syncs want the disk too, in small ones with a
+/// pause after each. A device that is never without a piece makes them wait for tens of milliseconds now and then.
+pub const SMALL_PIECE: usize = 256 << 10;
+pub const LARGE_PIECE: usize = 1 << 20;
+
 pub trait Disk: Send + Sync {
     /// Open a file for reading and, where `mode` says so, for writing; folders on its way are created with it.
     fn open(&self, path: &str, mode: Mode) -> io::Result<Arc<dyn File>>;
@@ -33,10 +38,10 @@ pub trait File: Send + Sync {
     /// Make everything written durable (`fdatasync`).
     fn sync(&self) -> io::Result<()>;
     /// Make the file at least this long, filled with zeros for which the disk has the space; durable when it returns.
-    /// A real disk calls `pause` after each of the pieces that it syncs.
+    /// A real disk asks `piece` for the bytes of each next piece that it syncs; an error of it ends the filling.
     /// Where the disk is full (`StorageFull`, `QuotaExceeded`), the file is as long as before, and a later call may
     /// succeed; after any other error the file is of no use.
-    fn allocate(&self, bytes: u64, pause: &dyn Fn()) -> io::Result<()>;
+    fn allocate(&self, bytes: u64, piece: &dyn Fn() -> io::Result<usize>) -> io::Result<()>;
 }
 
 /// Whether a disk, or somebody's part of it, has no space left.

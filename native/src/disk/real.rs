@@ -10,10 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 
-use super::{Disk, File, Mode, is_full};
-
-/// Zeros are written and synced in pieces of this size, so that a decision's own sync never waits long behind them.
-const ALLOCATE_BYTES: usize = 256 << 10;
+use super::{Disk, File, LARGE_PIECE, Mode, is_full};
 
 pub struct RealDisk {
     root: PathBuf,
@@ -124,9 +121,9 @@ impl File for RealFile {
         self.0.sync_data()
     }
 
-    fn allocate(&self, bytes: u64, pause: &dyn Fn()) -> io::Result<()> {
+    fn allocate(&self, bytes: u64, piece: &dyn Fn() -> io::Result<usize>) -> io::Result<()> {
         let before = self.0.metadata()?.len();
-        let filled = self.reserve(before, bytes).and_then(|()| self.fill(before, bytes, pause));
+        let filled = self.reserve(before, bytes).and_then(|()| self.fill(before, bytes, piece));
         if filled.as_ref().is_err_and(is_full) {
             // Others need what is left: retention has to wait for a snapshot, which takes space of its own.
             self.0.set_len(before)?;
@@ -145,13 +142,14 @@ impl RealFile {
         }
     }
 
-    fn fill(&self, from: u64, to: u64, pause: &dyn Fn()) -> io::Result<()> {
-        let zeros = vec![0; ALLOCATE_BYTES];
-        for offset in (from..to).step_by(ALLOCATE_BYTES) {
-            let count = (to - offset).min(ALLOCATE_BYTES as u64);
+    fn fill(&self, from: u64, to: u64, piece: &dyn Fn() -> io::Result<usize>) -> io::Result<()> {
+        let zeros = vec![0; LARGE_PIECE];
+        let mut offset = from;
+        while offset < to {
+            let count = (to - offset).min(piece()?.min(LARGE_PIECE) as u64);
             self.0.write_all_at(&zeros[..count as usize], offset)?;
             self.0.sync_data().map_err(io::Error::other)?;
-            pause();
+            offset += count;
         }
         // A full disk that shows only now has left pages unwritten: that is not the error to go on after.
         self.0.sync_all().map_err(io::Error::other)

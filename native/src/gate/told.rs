@@ -1,5 +1,6 @@
 //! Deadlines that passed: what their callers were told is recorded, and whoever waits with them is told it too.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
@@ -72,8 +73,14 @@ impl Core {
         let about = &self.plan.topics[self.plan.policy_topic(policy)];
         let hashes = id_hashes(about, batch.column(about.id));
         let mut told = Vec::with_capacity(hashes.len());
+        let mut new = HashSet::new();
         for (row, hash) in hashes.into_iter().enumerate() {
-            told.push(self.is_told_line(cycle, policy, &batch, (row, hash))?);
+            let is_told = !new.contains(&hash) && self.is_told_line(cycle, policy, &batch, (row, hash))?;
+            // What a full disk keeps out comes before nothing.
+            if !is_told && self.stats.full.is_none() {
+                new.insert(hash);
+            }
+            told.push(is_told);
         }
         let mut kept = Vec::with_capacity(waiters.len());
         for (row, waiter) in waiters.into_iter().enumerate() {

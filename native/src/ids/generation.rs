@@ -6,6 +6,8 @@ use std::fmt::Display;
 use std::hint::black_box;
 use std::io;
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crc32c::crc32c_append;
 
@@ -13,13 +15,11 @@ use super::filter::{Filter, LINE_BYTES};
 use super::format::{self, BLOCK_BYTES, BLOCK_ENTRIES, Block, Header};
 use super::open::unfinished;
 use super::{GROUP, Span};
-use crate::disk::{Disk, File, Mode, is_full};
+use crate::disk::{Disk, File, LARGE_PIECE, Mode, SMALL_PIECE, is_full};
 use crate::error::{Error, Result};
 
 pub(super) const FOLDER: &str = "ids";
-/// Written and synced at once: a decision's own sync, which can come at any time, waits for this much at most.
-const PIECE_BYTES: usize = 1 << 20;
-const PIECE_BLOCKS: u64 = (PIECE_BYTES / BLOCK_BYTES) as u64;
+const READ_BLOCKS: u64 = (LARGE_PIECE / BLOCK_BYTES) as u64;
 
 pub(super) struct Generation {
     pub(super) span: Span,
@@ -159,7 +159,7 @@ impl Cursor {
     }
 
     fn read_piece(&mut self) -> Result<()> {
-        let blocks = (self.generation.fences.len() as u64 - self.next_block).min(PIECE_BLOCKS);
+        let blocks = (self.generation.fences.len() as u64 - self.next_block).min(READ_BLOCKS);
         self.bytes.resize(blocks as usize * BLOCK_BYTES, 0);
         self.generation.read_blocks(self.next_block, &mut self.bytes)?;
         self.next_block += blocks;
@@ -276,7 +276,7 @@ impl Pieces {
 
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.bytes.extend_from_slice(bytes);
-        if self.bytes.len() >= PIECE_BYTES { self.write_out() } else { Ok(()) }
+        if self.bytes.len() >= SMALL_PIECE { self.write_out() } else { Ok(()) }
     }
 
     /// Returns the CRC continued with these bytes.
@@ -286,8 +286,14 @@ impl Pieces {
     }
 
     fn write_out(&mut self) -> io::Result<()> {
+        let began = Instant::now();
         self.file.write(self.offset, &self.bytes)?;
         self.file.sync()?;
+        // For as long again the disk is the decisions'. One in memory needs no pause.
+        let took = began.elapsed();
+        if took > Duration::from_micros(100) {
+            thread::sleep(took);
+        }
         self.offset += self.bytes.len() as u64;
         self.bytes.clear();
         Ok(())
@@ -337,10 +343,10 @@ fn read_section(
     end: u64,
     mut take: impl FnMut(&[u8]),
 ) -> Result<u32> {
-    let mut bytes = vec![0; (end - start).min(PIECE_BYTES as u64) as usize];
+    let mut bytes = vec![0; (end - start).min(LARGE_PIECE as u64) as usize];
     let mut crc = 0;
-    for offset in (start..end).step_by(PIECE_BYTES) {
-        let piece = &mut bytes[..(end - offset).min(PIECE_BYTES as u64) as usize];
+    for offset in (start..end).step_by(LARGE_PIECE) {
+        let piece = &mut bytes[..(end - offset).min(LARGE_PIECE as u64) as usize];
         read_exactly(file, path, offset, piece)?;
         crc = crc32c_append(crc, piece);
         take(piece);

@@ -248,6 +248,7 @@ impl Ids {
             memory_bytes: self
                 .tables()
                 .map(Table::memory_bytes)
+                .chain(self.next.iter().map(|_| self.table.memory_bytes()))
                 .chain(self.generations.iter().map(bytes))
                 .sum(),
             disk_bytes: self.generations.iter().map(|generation| generation.disk_bytes()).sum(),
@@ -266,7 +267,8 @@ impl Ids {
         if self.table.len() < self.settings.memory_ids || span.last == sequence {
             return;
         }
-        let next = self.next.take().and_then(|task| task.join().ok());
+        // Where it is not there yet, which only a core that is busy otherwise explains, it is not waited for.
+        let next = self.next.take_if(|next| next.finished()).and_then(|next| next.join().ok());
         let next = next.unwrap_or_else(|| Table::with_capacity(self.settings.memory_ids));
         let table = std::mem::replace(&mut self.table, next);
         self.full.push_back(Arc::new(table));
@@ -276,10 +278,10 @@ impl Ids {
     /// To touch so much new memory takes tens of milliseconds, which an insert must not wait for.
     fn start_next(&mut self) -> bool {
         let memory_ids = self.settings.memory_ids;
-        if self.next.is_some() || self.table.len() < memory_ids / 2 {
+        if self.next.is_some() || 2 * self.table.len() < memory_ids {
             return false;
         }
-        self.next = Some(Task::start(self.settings.background, move || Ok(Table::with_capacity(memory_ids))));
+        self.next = Some(Task::start(self.settings.background, move || Ok(Table::touched(memory_ids))));
         true
     }
 

@@ -16,11 +16,20 @@ const TAG: u64 = 0xffff_ffff_0000_0000;
 
 impl Table {
     pub(super) fn with_capacity(ids: usize) -> Table {
-        let slots = touched((2 * ids.max(1)).next_power_of_two());
+        let slots = vec![0; (2 * ids.max(1)).next_power_of_two()];
         // The commit that fills a table goes beyond its end: there is room for as many as the slots take.
-        let mut entries = touched(slots.len() / 2);
-        entries.clear();
+        let entries = Vec::with_capacity(slots.len() / 2);
         Table { slots, entries, span: None }
+    }
+
+    /// In memory that the system has cleared by now: it would do so in the middle of inserts, up to 2 MiB at a time.
+    pub(super) fn touched(ids: usize) -> Table {
+        let mut table = Table::with_capacity(ids);
+        black_box(&mut table.slots).fill(0);
+        let count = table.entries.capacity();
+        black_box(&mut table.entries).resize(count, (0, 0));
+        table.entries.clear();
+        table
     }
 
     pub(super) fn insert(&mut self, hashes: &[u64], address: u64, span: Span) {
@@ -128,13 +137,6 @@ impl Table {
     }
 }
 
-/// Zeros in memory that the system has cleared by now: it would do so in the middle of inserts, up to 2 MiB at a time.
-fn touched<T: Copy + Default>(count: usize) -> Vec<T> {
-    let mut values = black_box(vec![T::default(); count]);
-    values.fill(T::default());
-    values
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,6 +169,14 @@ mod tests {
         insert(&mut table, 7 + 8, 2);
         insert(&mut table, 7 + 16, 3);
         assert_eq!((find(&table, 7), find(&table, 15), find(&table, 23)), (vec![1], vec![2], vec![3]));
+    }
+
+    #[test]
+    fn the_commit_that_fills_a_table_does_not_make_it_grow() {
+        let mut table = Table::with_capacity(1_000);
+        let memory_bytes = table.memory_bytes();
+        (0..1_024).for_each(|address| insert(&mut table, address, address));
+        assert_eq!((table.len(), table.memory_bytes()), (1_024, memory_bytes));
     }
 
     #[test]

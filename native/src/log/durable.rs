@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use super::frame::{u32_at, u64_at};
 use super::place::Address;
-use crate::disk::{Disk, File, Mode};
+use crate::disk::{Disk, File, LARGE_PIECE, Mode};
 use crate::error::{Error, Result};
 
 const PATH: &str = "log/durable";
@@ -40,7 +40,7 @@ impl DurableFile {
         let file = disk
             .open(PATH, Mode::Write)
             .map_err(|error| Error::io(format!("could not open {PATH}"), error))?;
-        let allocated = file.allocate(FILE_BYTES, &|| ());
+        let allocated = file.allocate(FILE_BYTES, &|| Ok(LARGE_PIECE));
         allocated.map_err(|error| Error::io(format!("could not allocate {PATH}"), error))?;
         let slots = read_slots(file.as_ref())?;
         let next_slot =

@@ -15,7 +15,7 @@ use super::commit;
 use super::durable::Slot;
 use super::segment::{self, damaged};
 use super::walk::{Step, Walk};
-use crate::disk::{Disk, File, Mode};
+use crate::disk::{Disk, File, LARGE_PIECE, Mode};
 use crate::error::{Error, Result};
 
 const PIECE_BYTES: u64 = 1 << 20;
@@ -155,7 +155,7 @@ fn cut(walk: &Walk, file: &dyn File, end_of_content: u64) -> Result<()> {
             file.write(offset, &zeros[..count as usize])?;
             offset += count;
         }
-        file.allocate(walk.segment.bytes, &|| ())?;
+        file.allocate(walk.segment.bytes, &|| Ok(LARGE_PIECE))?;
         file.sync()
     };
     cut().map_err(|error| Error::io(format!("could not cut the torn end off {}", walk.name), error))

@@ -1,8 +1,8 @@
 //! The next segment's space, taken before it is needed.
 //!
 //! Zeros are written long before the current segment is full, in a thread of their own, so that an append neither
-//! waits for space nor finds the disk full; and with pauses, so that its syncs have the disk too, as long as that thread has
-//! the time. The file gets its segment's name when it is put to use.
+//! waits for space nor finds the disk full; in small pieces with pauses until the space will soon be needed, so that
+//! decisions' syncs have the disk too. The file gets its segment's name when it is put to use.
 
 use std::io;
 use std::sync::Arc;
@@ -10,11 +10,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crate::disk::{Disk, File, Mode, is_full};
+use crate::disk::{Disk, File, LARGE_PIECE, Mode, SMALL_PIECE, is_full};
 use crate::error::{Error, Result};
 
 pub(super) const PATH: &str = "log/spare";
-/// After each piece: a segment of 64 MiB takes a second, of which the disk is free for the most part.
+/// Before each small piece: at most 64 MB/s.
 const PAUSE: Duration = Duration::from_millis(4);
 
 pub(super) struct Spare {
@@ -22,8 +22,15 @@ pub(super) struct Spare {
     bytes: u64,
     background: bool,
     state: State,
-    /// No more pauses: it will soon be needed.
-    urgent: Arc<AtomicBool>,
+    wishes: Arc<Wishes>,
+}
+
+/// What the log wants of an allocation that is under way.
+#[derive(Default)]
+struct Wishes {
+    soon: AtomicBool,
+    /// The log is closed.
+    never: AtomicBool,
 }
 
 enum State {
@@ -36,34 +43,29 @@ impl Spare {
     /// What an earlier process left under the name may be half done: it goes.
     pub fn new(disk: Arc<dyn Disk>, bytes: u64, background: bool) -> Result<Spare> {
         remove(disk.as_ref())?;
-        Ok(Spare { disk, bytes, background, state: State::Absent, urgent: Arc::default() })
+        Ok(Spare { disk, bytes, background, state: State::Absent, wishes: Arc::default() })
     }
 
     /// Begin to allocate, unless that has happened. In the foreground, a failure shows when the space is needed.
     pub fn start(&mut self) {
         if let State::Absent = self.state {
             let (disk, bytes) = (self.disk.clone(), self.bytes);
-            self.urgent = Arc::default();
-            let urgent = self.urgent.clone();
+            self.wishes = Arc::default();
+            let wishes = self.wishes.clone();
             self.state = if self.background {
-                let pause = move || {
-                    if !urgent.load(Ordering::Relaxed) {
-                        thread::sleep(PAUSE);
-                    }
-                };
                 // Without a thread, as without space: later.
                 let thread = thread::Builder::new().name("log-spare".into());
-                let spawned = thread.spawn(move || allocate(disk.as_ref(), bytes, &pause));
+                let spawned = thread.spawn(move || allocate(disk.as_ref(), bytes, &|| wishes.piece()));
                 spawned.map_or(State::Absent, State::Allocating)
             } else {
-                allocate(disk.as_ref(), bytes, &|| ()).map_or(State::Absent, State::Ready)
+                allocate(disk.as_ref(), bytes, &|| Ok(LARGE_PIECE)).map_or(State::Absent, State::Ready)
             };
         }
     }
 
     /// From here on as fast as it can be had.
     pub fn hurry(&self) {
-        self.urgent.store(true, Ordering::Relaxed);
+        self.wishes.soon.store(true, Ordering::Relaxed);
     }
 
     /// Whether an allocation that was started has failed, or none was.
@@ -79,7 +81,7 @@ impl Spare {
     pub fn wait(&mut self) -> Result<()> {
         self.hurry();
         let allocated = match std::mem::replace(&mut self.state, State::Absent) {
-            State::Absent => allocate(self.disk.as_ref(), self.bytes, &|| ()),
+            State::Absent => allocate(self.disk.as_ref(), self.bytes, &|| Ok(LARGE_PIECE)),
             State::Allocating(thread) => thread.join().expect("allocating does not panic"),
             State::Ready(file) => Ok(file),
         };
@@ -101,16 +103,30 @@ impl Drop for Spare {
     fn drop(&mut self) {
         if let State::Allocating(thread) = std::mem::replace(&mut self.state, State::Absent) {
             // Nobody needs the space any more; only the thread must not outlive its log.
-            self.hurry();
+            self.wishes.never.store(true, Ordering::Relaxed);
             let _ = thread.join();
         }
     }
 }
 
-fn allocate(disk: &dyn Disk, bytes: u64, pause: &dyn Fn()) -> Result<Arc<dyn File>> {
+impl Wishes {
+    /// The bytes of the next piece, when it may be written.
+    fn piece(&self) -> io::Result<usize> {
+        if self.never.load(Ordering::Relaxed) {
+            return Err(io::Error::other("the log is closed"));
+        }
+        if self.soon.load(Ordering::Relaxed) {
+            return Ok(LARGE_PIECE);
+        }
+        thread::sleep(PAUSE);
+        Ok(SMALL_PIECE)
+    }
+}
+
+fn allocate(disk: &dyn Disk, bytes: u64, piece: &dyn Fn() -> io::Result<usize>) -> Result<Arc<dyn File>> {
     let what = || format!("could not allocate {PATH}");
     let file = disk.open(PATH, Mode::Write).map_err(|error| Error::io(what(), error))?;
-    match file.allocate(bytes, pause) {
+    match file.allocate(bytes, piece) {
         Ok(()) => Ok(file),
         Err(error) if is_full(&error) => {
             Err(Error::Full { what: format!("the log needs {bytes} bytes for {PATH}") })

@@ -568,12 +568,12 @@ impl Log {
     /// Once a quarter of the segment is used, see that there will be a next one, after a half soon; after a failure, now
     /// and then again.
     fn allocate_ahead(&mut self) {
-        if self.offset >= self.segment.bytes / 2 {
-            self.spare.hurry();
-        }
         if self.offset >= self.spare_due && self.spare.absent() {
             self.spare.start();
             self.spare_due = self.offset + self.segment.bytes / 16;
+        }
+        if self.offset >= self.segment.bytes / 2 {
+            self.spare.hurry();
         }
     }
 

@@ -394,7 +394,7 @@ impl File for SimulatedFile {
         end(struck)
     }
 
-    fn allocate(&self, bytes: u64, _pause: &dyn Fn()) -> io::Result<()> {
+    fn allocate(&self, bytes: u64, _piece: &dyn Fn() -> io::Result<usize>) -> io::Result<()> {
         let (mut state, struck) = self.disk.begin(Call::Allocate)?;
         let mut filled = Ok(());
         while filled.is_ok() && state.content(self.id).cached.len() < bytes as usize {

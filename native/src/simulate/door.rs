@@ -55,6 +55,8 @@ pub struct Door {
     promised: BTreeMap<Id, u64>,
     /// As far as this gate knows of it: the log may follow with a later commit.
     told_here: BTreeSet<Id>,
+    /// Of those, the lines of bodies to a policy.
+    told_lines: Vec<(usize, Id, Row)>,
     /// What was acknowledged, for retries: a policy or a topic, and the event.
     pub known: Vec<(Kind, usize, Id, Row)>,
     /// What the disk had no space for, as its callers were told.
@@ -93,6 +95,13 @@ impl Door {
             flight.lines.iter().filter(|line| line.row.is_some()).map(|line| line.id.clone()).collect();
         let waiting = self.outbox.iter().position(|answer| answer.handle == handle && answer.flags & 2 == 0);
         self.told_here.extend(ids.iter().cloned());
+        if flight.kind == Kind::DecideMany {
+            let told = flight
+                .lines
+                .iter()
+                .filter_map(|line| Some((flight.target, line.id.clone(), line.row.clone()?)));
+            self.told_lines.extend(told);
+        }
         if first {
             self.promised.extend(ids.into_iter().map(|id| (id, self.next_handle)));
         }
@@ -131,6 +140,7 @@ impl Door {
         // Where the fallback was told and is not in the log, the decision may follow.
         self.promised.clear();
         self.told_here.clear();
+        self.told_lines.clear();
         lost.into_values().collect()
     }
 
@@ -229,9 +239,13 @@ impl Door {
             *places.ok_or_else(|| format!("{what}: answered, and {:?} is not in the log", line.id))?;
         let past = &history.past[place];
         if past.row != *row || past.origin.as_deref() != Some(policy.name) {
-            // A line of a body that was told the fallback, and the id was or is taken otherwise.
-            let told_here = told["timed_out"] == true && self.told_here.contains(&line.id);
-            return ensure(told_here, || format!("{what}: {:?} is in the log otherwise", line.id));
+            // A line of a body that was told the fallback, and its id was or is taken otherwise.
+            let line = (flight.target, line.id.clone(), row.clone());
+            let expected =
+                fallback_body(topic.id_json(row), policy.fallback(), &pipeline.version(policy), "deadline");
+            return ensure(self.told_lines.contains(&line) && same(&told, &expected), || {
+                format!("{what}: told {told}, and {:?} is in the log otherwise", line.1)
+            });
         }
         let key = (policy.name.to_string(), past.offset);
         let timeout = history.timeouts.get(&key);

@@ -220,7 +220,7 @@ impl File for TestFile {
         state.step()
     }
 
-    fn allocate(&self, bytes: u64, _pause: &dyn Fn()) -> io::Result<()> {
+    fn allocate(&self, bytes: u64, _piece: &dyn Fn() -> io::Result<usize>) -> io::Result<()> {
         let mut state = self.disk.begin()?;
         let mut content = self.content.lock().unwrap();
         let longer = content.current.len().max(bytes as usize);

@@ -332,6 +332,18 @@ fn test_readers_follow_a_writer_of_another_thread() {
 }
 
 #[test]
+fn test_space_is_filled_piece_after_piece_as_long_as_it_is_wanted() {
+    let folder = Folder::new();
+    let file = RealDisk::new(folder.path()).open("spare", Mode::Write).unwrap();
+    let filled = std::cell::Cell::new(0);
+    file.allocate((1 << 20) + 1, &|| Ok(256 << 10).inspect(|_| filled.set(filled.get() + 1))).unwrap();
+    assert_eq!(filled.get(), 5);
+    assert_eq!(file.read(0, &mut vec![1; 2 << 20]).unwrap(), (1 << 20) + 1);
+    let unwanted = || Err(std::io::Error::other("not wanted"));
+    assert_eq!(file.allocate(2 << 20, &unwanted).unwrap_err().to_string(), "not wanted");
+}
+
+#[test]
 fn test_appends_go_on_while_a_sync_runs_elsewhere() {
     on_every_disk(|disk| {
         let (mut log, _) = open(&disk, &small());

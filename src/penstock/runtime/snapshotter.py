@@ -32,7 +32,7 @@ logger = logging.getLogger("penstock.snapshotter")
 COMMITS = 1_000
 IDLE_S = 0.25
 LOCK_S = 0.5
-# After each piece of a snapshot, so that they never take all of the disk: 64 MB/s at most. No pause once it is to end.
+# After each 256 KiB of a snapshot, so that it never takes all of the disk: 64 MB/s at most; none once this is to end.
 PAUSE_S = 0.004
 # Statuses: the gate is gone; the log is of another pipeline.
 GONE, OUTDATED = 3, 4
