@@ -19,6 +19,7 @@ from penstock.demo.service import Service
 
 SAMPLE = 300
 PAUSE_S = 1.0
+NOTICED_S = 1.0
 PATIENCE_S = 15
 STUCK_S = 3.0
 FLOOD = 500
@@ -50,6 +51,9 @@ class Faults:
         if (status := self.service.process.poll()) is not None:
             self.books.findings.append(f"the service had ended by itself, with {status}")
         fault()
+        # What a fault has ended is noticed, and made anew, a moment later: it is undone once the service says so.
+        time.sleep(NOTICED_S)
+        self.service.wait_until_ready()
         self.done[name] = self.done.get(name, 0) + 1
         return name
 

@@ -90,6 +90,7 @@ class Soak:
         self.books = Books(now(), 1.0)
         self.faults = Faults(self.service, self.books, stuck, random.Random(seed))
         self.fault_spans: list[tuple[int, float]] = []  # when each began, and when it had been undone
+        self.names: list[str] = []
         self.memory: list[tuple[int, dict[str, float]]] = []  # MB by process, at a second
         self.log_mb: list[float] = []
         self.freshness_s: list[float] = []
@@ -117,6 +118,7 @@ class Soak:
             reading.join()
         if self._failed:
             raise self._failed[0]
+        self.tell_worst(client)
         compared = self.books.check_export(self.export())
         return Section("A soak", self.notes(most), self.figures(client, compared))
 
@@ -154,6 +156,7 @@ class Soak:
         began = time.monotonic()
         name = self.faults.do_one()
         self.fault_spans.append((second, second + time.monotonic() - began))
+        self.names.append(name)
         left = int(self.seconds - second)
         sizes = " ".join(f"{role} {size:,.0f}" for role, size in self.memory[-1][1].items()) if self.memory else ""
         print(f"  {second:6,} s  {name:17}  {left:6,} s left; MB: {sizes}", flush=True)
@@ -224,7 +227,7 @@ of a fault until it has been undone and its queue is gone."""
 
     def time_figures(self, client: Client) -> list[Figure]:
         calm_seconds, settled = self.calm(client)
-        calm = np.concatenate([np.zeros(0), *calm_seconds]) * 1_000
+        calm = np.concatenate([np.zeros(0), *calm_seconds.values()]) * 1_000
         if not calm_seconds:
             calm = np.array([math.inf])
         p50, p99, p999, most = (float(each) for each in np.percentile(calm, [50, 99, 99.9, 100]))
@@ -257,8 +260,8 @@ of a fault until it has been undone and its queue is gone."""
             ),
         ]
 
-    def calm(self, client: Client) -> tuple[list[NDArray[np.float64]], list[float]]:
-        """The latencies of calm seconds, and for each fault how many seconds it took until it was calm."""
+    def calm(self, client: Client) -> tuple[dict[int, NDArray[np.float64]], list[float]]:
+        """The latencies of calm seconds by second, and for each fault how many seconds it took until it was calm."""
         seconds = len(client.seconds)
         busy: set[int] = set()
         settled = []
@@ -267,7 +270,19 @@ of a fault until it has been undone and its queue is gone."""
             end = next(ends, None)
             busy.update(range(began, end or seconds))
             settled.append(math.inf if end is None else end - began)
-        return [latencies for second, latencies in enumerate(client.seconds) if second not in busy], settled or [0.0]
+        calm = {second: latencies for second, latencies in enumerate(client.seconds) if second not in busy}
+        return calm, settled or [0.0]
+
+    def tell_worst(self, client: Client) -> None:
+        """Which calm seconds have the slowest answers, for whoever looks for the reason."""
+        calm, faults = (
+            self.calm(client)[0],
+            dict(zip((began for began, _ in self.fault_spans), self.names, strict=True)),
+        )
+        for second, latencies in sorted(calm.items(), key=lambda each: -max(each[1], default=0))[:10]:
+            before = max((began for began in faults if began <= second), default=None)
+            since = "" if before is None else f", {second - before} s after a fault: {faults[before]}"
+            print(f"  slow in calm: second {second:,}, {max(latencies) * 1_000:,.0f} ms{since}", flush=True)
 
     def memory_figures(self) -> list[Figure]:
         """Early and late, once everything that has a window or a retention has come to its size."""
