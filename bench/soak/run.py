@@ -89,8 +89,7 @@ class Soak:
         self.service = Service(APP, data=self.data, log=folder / "service.txt", environment=environment)
         self.books = Books(now(), 1.0)
         self.faults = Faults(self.service, self.books, stuck, random.Random(seed))
-        self.fault_spans: list[tuple[int, float]] = []  # when each began, and when it had been undone
-        self.names: list[str] = []
+        self.fault_spans: list[tuple[int, float, str]] = []  # when each began, when it had been undone, and its name
         self.memory: list[tuple[int, dict[str, float]]] = []  # MB by process, at a second
         self.log_mb: list[float] = []
         self.freshness_s: list[float] = []
@@ -155,8 +154,7 @@ class Soak:
     def fault(self, second: int) -> None:
         began = time.monotonic()
         name = self.faults.do_one()
-        self.fault_spans.append((second, second + time.monotonic() - began))
-        self.names.append(name)
+        self.fault_spans.append((second, second + time.monotonic() - began, name))
         left = int(self.seconds - second)
         sizes = " ".join(f"{role} {size:,.0f}" for role, size in self.memory[-1][1].items()) if self.memory else ""
         print(f"  {second:6,} s  {name:17}  {left:6,} s left; MB: {sizes}", flush=True)
@@ -265,7 +263,7 @@ of a fault until it has been undone and its queue is gone."""
         seconds = len(client.seconds)
         busy: set[int] = set()
         settled = []
-        for began, undone in self.fault_spans:
+        for began, undone, _ in self.fault_spans:
             ends = (each + 1 for each in range(int(undone), seconds) if client.late_s[each] < LATE_S)
             end = next(ends, None)
             busy.update(range(began, end or seconds))
@@ -275,10 +273,8 @@ of a fault until it has been undone and its queue is gone."""
 
     def tell_worst(self, client: Client) -> None:
         """Which calm seconds have the slowest answers, for whoever looks for the reason."""
-        calm, faults = (
-            self.calm(client)[0],
-            dict(zip((began for began, _ in self.fault_spans), self.names, strict=True)),
-        )
+        calm, _ = self.calm(client)
+        faults = {began: name for began, _, name in self.fault_spans}
         for second, latencies in sorted(calm.items(), key=lambda each: -max(each[1], default=0))[:10]:
             before = max((began for began in faults if began <= second), default=None)
             since = "" if before is None else f", {second - before} s after a fault: {faults[before]}"

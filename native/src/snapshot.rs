@@ -178,12 +178,12 @@ impl Snapshot {
     }
 }
 
-/// See `write`.
+/// The bytes of the next piece, asked for when one has been written and synced, and answered after any pause. Its error
+/// ends the snapshot.
 pub type Piece<'a> = &'a mut dyn FnMut() -> io::Result<usize>;
 
-/// Write a snapshot, and read it back before it has its name; `save` writes each store in turn, and `piece`
-/// gives the bytes of each next piece to write and sync, and may end it with an error. Older ones are removed where two newer ones are sound: `sound` remembers what was read back, so
-/// that each is read once.
+/// Write a snapshot, and read it back before it has its name; `save` writes each store in turn. Older ones are removed
+/// where two newer ones are sound: `sound` remembers what was read back, so that each is read once.
 pub fn write(
     disk: &Arc<dyn Disk>,
     header: &Header,
