@@ -96,6 +96,8 @@ class Client:
 
     def _lose(self, connection: _Connection) -> None:
         del self._open[connection.socket.fileno()]
+        # To close it is not enough while a child that is being forked holds it too.
+        self._epoll.unregister(connection.socket)
         connection.socket.close()
         if connection in self._idle:
             self._idle.remove(connection)
