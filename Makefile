@@ -7,7 +7,7 @@ SHELL := /bin/bash
 
 BIN := .venv/bin
 CORE := src/penstock/_native.abi3.so
-CORE_SOURCES := $(shell find native -name target -prune -o -type f -print)
+CORE_SOURCES := $(shell find native \( -name target -o -path native/fuzz \) -prune -o -type f -print)
 CARGO := path=$$(scripts/find-cargo) && PATH="$$path:$$PATH" VIRTUAL_ENV="$(CURDIR)/.venv"
 # What maturin tells pyo3's build script: cargo's tests say the same and find its crates compiled.
 PYO3 := PYO3_BUILD_EXTENSION_MODULE=1 PYO3_CONFIG_FILE="$$(echo "$(CURDIR)"/native/target/maturin/pyo3-config-*-abi3.txt)"
@@ -27,14 +27,18 @@ SEEDS ?= 5000
 FROM ?= 0
 # How long: make soak MINUTES=480
 MINUTES ?= 20
+# How long for each reader of bytes, and which: make fuzz FOR=600 TARGET="json arrow"
+FOR ?= 60
+TARGET ?=
 
-.PHONY: help demo test test-long test-core test-python simulate simulate-long bench bench-ids bench-peers soak check audit clean ready test-ready
+.PHONY: help demo test test-long test-core test-python simulate simulate-long fuzz bench bench-ids bench-peers soak check audit clean ready test-ready
 
 help:
 	@echo "make demo          payments decided while their sender waits, for 60 seconds (ARGS=\"--seconds 20\")"
 	@echo "make test          checks and tests, all of them but the long ones"
 	@echo "make test-long     the tests that take minutes"
 	@echo "make simulate      run one seed of the simulator again and tell its steps (SEED=0x2a)"
+	@echo "make fuzz          libFuzzer on everything that reads bytes (FOR=600 seconds each, TARGET=json)"
 	@echo "make check         linters, types and formatting"
 	@echo "make audit         known vulnerabilities of what we depend on (needs the network)"
 	@echo "make bench         measure this machine and write bench/RESULTS.md"
@@ -63,8 +67,12 @@ simulate: test-ready
 simulate-long: test-ready
 	@$(SIMULATE) whatever_happens -- --nocapture
 
+fuzz: test-ready
+	@$(CARGO) $(PYO3) scripts/fuzz $(FOR) $(TARGET)
+
 test-long: test-ready
 	@$(MAKE) -s bench-ids
+	@$(MAKE) -s fuzz
 	@PENSTOCK_FUZZ_CASES=200000 $(MAKE) -s test-core TEST=test_fuzz
 	@$(MAKE) -s simulate-long
 	@$(BIN)/python -m pytest -m long $(ARGS)
@@ -126,9 +134,10 @@ $(CORE): $(CORE_SOURCES) | .venv/.tools
 	@$(CARGO) PIP_QUIET=1 $(BIN)/maturin develop --release --locked --quiet
 	@touch $@
 
-.venv/.test: pyproject.toml
+.venv/.test: pyproject.toml scripts/find-fuse
 	@echo "installing what the tests need"
 	@$(BIN)/python scripts/requirements test | $(BIN)/python -m pip install --quiet --disable-pip-version-check -r /dev/stdin
+	@scripts/find-fuse
 	@touch $@
 
 .venv/.bench: pyproject.toml | ready

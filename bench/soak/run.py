@@ -110,9 +110,10 @@ class Soak:
             client = Client(self.service.address, self.books)
             try:
                 client.run(self.seconds, self.each_second)
+            finally:
+                # A fault may be starting the service anew: what it starts is ended with the rest.
                 if self._faulting is not None:
                     self._faulting.join()
-            finally:
                 self.stopped.set()
             reading.join()
         if self._failed:

@@ -203,8 +203,14 @@ impl Follower {
     /// Take a commit's rows; the state has them after `process_gathered`.
     fn apply(&mut self, commit: &Commit, compare: bool) -> Result<()> {
         for section in &commit.sections {
+            if section.origin > 0 {
+                // Of a topic that has left the pipeline too: it may come back, with the policy that has to decide.
+                let offsets = section.base_offset as i64..section.base_offset as i64 + section.rows as i64;
+                let entered = offsets.map(|offset| ((section.origin, offset), commit.address.0));
+                self.undecided.extend(entered);
+            }
             if let Some(&topic) = self.topics.get(&*section.topic) {
-                self.apply_events(commit, section, topic, compare)?;
+                self.apply_events(section, topic, compare)?;
             } else if section.topic.ends_with(DECISIONS) {
                 self.apply_decisions(&section.topic, section.batch()?)?;
             }
@@ -228,13 +234,7 @@ impl Follower {
         Ok(())
     }
 
-    fn apply_events(
-        &mut self,
-        commit: &Commit,
-        section: &StoredSection,
-        topic: usize,
-        compare: bool,
-    ) -> Result<()> {
+    fn apply_events(&mut self, section: &StoredSection, topic: usize, compare: bool) -> Result<()> {
         let batch = as_defined(&self.plan, topic, &section.batch()?)?;
         let policy = self.policy_of(section.origin)?;
         let source = (topic, policy.filter(|_| compare));
@@ -246,10 +246,6 @@ impl Follower {
             self.begin_topic(topic, section.before);
         }
         self.gathered.add(source, base, batch, section.marks.as_deref());
-        if section.origin > 0 {
-            let offsets = base..base + section.rows as i64;
-            self.undecided.extend(offsets.map(|offset| ((section.origin, offset), commit.address.0)));
-        }
         self.events += section.rows as u64;
         Ok(())
     }

@@ -20,6 +20,7 @@ use crate::windows::{Store, StorePlan, check_saved};
 const FOLDER: &str = "snapshots";
 const MAGIC: &[u8; 8] = b"PENSNAP1";
 const DRAFT: &str = "draft";
+const WRONG_END: &str = "it does not end as a snapshot does";
 /// So many that were read back whole are kept, and the log is not cut before there are so many: one may still be lost.
 pub const KEPT: usize = 2;
 
@@ -102,20 +103,29 @@ fn open_file(disk: &Arc<dyn Disk>, path: String) -> Result<Snapshot> {
         disk.open(&path, Mode::Read).map_err(|error| Error::io(format!("could not open {path}"), error))?;
     let mut input = FileInput { file, offset: 0 };
     let damaged = |what: &str| Error::damaged(&path, 0, what);
+    let unread = |error| damaged(&unreadable(&error, "it ends within its header"));
     let mut start = [0; 12];
-    input.read_exact(&mut start).map_err(|_| damaged("it ends within its header"))?;
+    input.read_exact(&mut start).map_err(unread)?;
     let length = u32::from_le_bytes(start[8..].try_into().expect("four bytes")) as usize;
     if &start[..8] != MAGIC || length > 1 << 30 {
         return Err(damaged("it does not begin as a snapshot does"));
     }
     let mut text = vec![0; length + 4];
-    input.read_exact(&mut text).map_err(|_| damaged("it ends within its header"))?;
+    input.read_exact(&mut text).map_err(unread)?;
     let crc = u32::from_le_bytes(text[length..].try_into().expect("four bytes"));
     if crc32c::crc32c(&text[..length]) != crc {
         return Err(damaged("its header's checksum does not fit"));
     }
     let header = serde_json::from_slice(&text[..length]).map_err(|_| damaged("its header cannot be read"))?;
     Ok(Snapshot { header, path, file: input.file, next: input.offset })
+}
+
+/// What the disk cannot give back is damage like any other: an older snapshot, or the log, gives the same state.
+fn unreadable(error: &io::Error, ended: &str) -> String {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => ended.into(),
+        _ => format!("it could not be read: {error}"),
+    }
 }
 
 /// Read all of a snapshot, as a start under the pipeline that it was written for would.
@@ -145,11 +155,12 @@ impl Snapshot {
     /// After the last store.
     fn check_end(&self) -> Result<()> {
         let mut end = [0; MAGIC.len()];
-        let read = FileInput { file: self.file.clone(), offset: self.next }.read_exact(&mut end);
-        match read.is_ok() && &end == MAGIC {
-            true => Ok(()),
-            false => Err(Error::damaged(&self.path, self.next, "it does not end as a snapshot does")),
-        }
+        let what = match (FileInput { file: self.file.clone(), offset: self.next }).read_exact(&mut end) {
+            Ok(()) if &end == MAGIC => return Ok(()),
+            Ok(()) => WRONG_END.into(),
+            Err(error) => unreadable(&error, WRONG_END),
+        };
+        Err(Error::damaged(&self.path, self.next, what))
     }
 
     fn damaged(&self, error: &Error) -> Error {
@@ -165,7 +176,7 @@ impl Snapshot {
         let mut length = [0; 8];
         let mut input = FileInput { file: self.file.clone(), offset: self.next };
         let read = input.read_exact(&mut length);
-        read.map_err(|_| Error::damaged(&self.path, 0, "it ends within a store"))?;
+        read.map_err(|error| Error::damaged(&self.path, 0, unreadable(&error, "it ends within a store")))?;
         let place = Place { offset: input.offset, length: u64::from_le_bytes(length) };
         self.next = place.offset.saturating_add(place.length);
         Ok(place)

@@ -153,6 +153,33 @@ def test_a_policy_that_left_and_comes_back_closes_what_is_open_and_tells_the_sam
         assert service.look_up("authorise", "open")["cause"] == "restart"
 
 
+def test_a_topic_that_left_and_comes_back_closes_what_is_open_and_knows_its_events(tmp_path: Path) -> None:
+    class Note(ps.Event):
+        note_id: int = ps.id()
+        noted_at: datetime = ps.event_time()
+
+    def with_notes(pipeline: ps.Pipeline) -> ps.Pipeline:
+        pipeline.topic("notes", Note)
+        return pipeline
+
+    with testing.run(with_notes(build(tmp_path)), now=NOON, settings={"memory_ids": 6}) as service:
+        decided = service.decide("authorise", PAYMENT)
+        service.append("payments", [{**PAYMENT, "payment_id": "taken"}])
+        service.models_stuck = True
+        with pytest.raises(testing.NoAnswer):
+            service.decide("authorise", {**PAYMENT, "payment_id": "open"})
+        service.restart(with_notes(ps.Pipeline("cards")))
+        for number in range(20):
+            service.append("notes", [{"note_id": number, "noted_at": NOON}])
+        service.snapshot()
+        service.restart(with_notes(build(tmp_path)))
+        assert service.decide("authorise", PAYMENT) == decided
+        assert service.append("payments", [{**PAYMENT, "payment_id": "taken"}])["repeated"] == 1
+        assert service.look_up("authorise", "open")["cause"] == "restart"
+        service.models_stuck = False
+        assert service.decide("authorise", {**PAYMENT, "payment_id": "p9"})["features"] == {"card_count": 4}
+
+
 def test_a_follower_compares_the_features_of_a_models_decisions_too(tmp_path: Path) -> None:
     with testing.run(build(tmp_path), now=NOON) as service:
         for number in range(5):

@@ -121,6 +121,19 @@ def test_a_change_that_misreads_nothing_is_allowed(data: Path, fields: str) -> N
         assert service.decide(event(4))["features"]["n"] == 4
 
 
+def test_ids_are_found_wherever_their_field_stands_by_now(stored: tuple[Path, list[JSON]], data: Path) -> None:
+    """What one start finds of them, the next one reads from files: both places are looked at."""
+    id_field = "    payment_id: str = ps.id()\n"
+    moved = "    note: str | None\n    noted_at: datetime | None\n" + FIELDS.replace(id_field, "") + id_field
+    for _ in range(2):
+        with running(data, app=write_app(data.parent, moved)) as service:
+            for number, answer in zip((1, 2), stored[1], strict=True):
+                assert without_time(service.decide(event(number))) == without_time(answer)
+            again = service.call("POST", EVENTS, json.dumps(event(3)).encode()).json()
+            assert (again["repeated"], again["offsets"]) == (1, [2])
+            assert service.end() == 0
+
+
 REFUSED = {
     "a field removed": (
         FIELDS.replace("    country: str | None\n", ""),

@@ -74,7 +74,7 @@ impl Core {
     ) -> Result<Vec<Seen>> {
         let about = &self.plan.topics[topic];
         let ids = batch.column(about.id);
-        let hashes = id_hashes(about, ids);
+        let hashes = id_hashes(&about.name, ids);
         let mut candidates = Vec::new();
         self.ids.find_batch(&hashes, &mut candidates)?;
         let group = cycle.groups.len();
@@ -239,11 +239,12 @@ pub(super) fn id_value(column: &ArrayRef, row: usize) -> Id<'_> {
     }
 }
 
-pub(super) fn id_hash(topic: &TopicPlan, id: &Id) -> u64 {
+/// Of a topic's name and an id of it.
+pub(super) fn id_hash(topic: &str, id: &Id) -> u64 {
     seeded_hash(seed(topic), id)
 }
 
-pub(super) fn id_hashes(topic: &TopicPlan, column: &ArrayRef) -> Vec<u64> {
+pub(super) fn id_hashes(topic: &str, column: &ArrayRef) -> Vec<u64> {
     let seed = seed(topic);
     (0..column.len()).map(|row| seeded_hash(seed, &id_value(column, row))).collect()
 }
@@ -257,8 +258,8 @@ fn seeded_hash(seed: u16, id: &Id) -> u64 {
 
 /// By the topic's name, so that hashes stay when a pipeline's topics change their order. Two topics with one seed do
 /// no harm: what a hash leads to is read and compared.
-fn seed(topic: &TopicPlan) -> u16 {
-    ids::hash_text(0, &topic.name) as u16
+fn seed(topic: &str) -> u16 {
+    ids::hash_text(0, topic) as u16
 }
 
 pub(super) fn same_id(one: &ArrayRef, row: usize, other: &ArrayRef, other_row: usize) -> bool {

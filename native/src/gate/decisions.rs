@@ -195,7 +195,7 @@ impl Core {
         let base = self.next_offset(cycle, topic);
         *cycle.staged.entry(topic).or_default() += rows as i64;
         let about = &self.plan.topics[topic];
-        cycle.hashes.extend(id_hashes(about, events.column(about.id)));
+        cycle.hashes.extend(id_hashes(&about.name, events.column(about.id)));
         self.stats.events += rows as u64;
         self.stats.late += processed.marks.iter().filter(|&&mark| mark & LATE != 0).count() as u64;
         let marks = processed.marks.iter().any(|&mark| mark != 0).then(|| processed.marks.clone());

@@ -163,7 +163,7 @@ impl Core {
             return Ok(None);
         };
         let mut addresses = Vec::new();
-        self.ids.find(id_hash(&self.plan.topics[topic], &id.value()), &mut addresses)?;
+        self.ids.find(id_hash(&self.plan.topics[topic].name, &id.value()), &mut addresses)?;
         addresses.retain(|&address| self.log.keeps(Address(address)));
         let Some(event) = self.find_event(cycle, topic, &id.column(), addresses)? else { return Ok(None) };
         if event.origin != self.policies[policy].origin {

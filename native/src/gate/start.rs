@@ -54,7 +54,7 @@ impl Core {
         let mut ids = Ids::open(disk.clone(), ids_settings)?;
         let mut follower = Follower::open(plan.clone(), disk.clone(), settings.threads, progress)?;
         let first = follower.sequence;
-        let mut inserter = Inserter { plan: &plan, covered: ids.covered() };
+        let mut inserter = Inserter::new(&plan, log.catalog(), ids.covered());
         inserter.catch_up(&disk, follower.sequence, &mut ids)?;
         let last = log.last_sequence();
         while follower.advance(1024, |commit| inserter.insert(&mut ids, commit))? > 0 {
@@ -184,7 +184,7 @@ impl Core {
             let verdicts = self.deciders[policy].fall_back(offsets.len(), "restart")?;
             let table = self.deciders[policy].table(&case, &verdicts)?;
             sections.push(section(self.policies[policy].decisions, table));
-            hashes.extend(id_hashes(about, events.column(about.id)));
+            hashes.extend(id_hashes(&about.name, events.column(about.id)));
         }
         Ok(())
     }
@@ -205,10 +205,19 @@ fn reserve_bytes(weights: &Weights, log: &Log) -> Result<usize> {
 /// Puts the ids of commits that the index's files do not have back into its memory.
 struct Inserter<'a> {
     plan: &'a Plan,
+    /// Each topic's field of ids, also of those that have left the pipeline: they may come back.
+    topics: BTreeMap<String, String>,
     covered: u64,
 }
 
 impl Inserter<'_> {
+    fn new<'a>(plan: &'a Plan, catalog: &Catalog, covered: u64) -> Inserter<'a> {
+        let noted = catalog.notes().iter().filter_map(|(key, note)| {
+            Some((key.strip_prefix("topic/")?.to_string(), id_of_roles(note)?.to_string()))
+        });
+        Inserter { plan, topics: noted.collect(), covered }
+    }
+
     /// The commits between the index's files and the snapshot.
     fn catch_up(&mut self, disk: &Arc<dyn Disk>, until: u64, ids: &mut Ids) -> Result<()> {
         if self.covered >= until {
@@ -232,7 +241,11 @@ impl Inserter<'_> {
         let mut hashes = Vec::new();
         for section in &commit.sections {
             for (topic, id) in self.id_columns(section) {
-                hashes.extend(id_hashes(&self.plan.topics[topic], section.batch()?.column(id)));
+                // By its name: where it stands may have changed since.
+                let batch = section.batch()?;
+                let column = batch.column_by_name(id);
+                let lacking = || Error::invalid(format!("{} has no {id:?} in the log", section.topic));
+                hashes.extend(id_hashes(topic, column.ok_or_else(lacking)?));
             }
         }
         // To an event and its decision in one commit one entry leads, as it does where they were decided.
@@ -242,19 +255,20 @@ impl Inserter<'_> {
         when_there_is_room(ids.flushable(commit.sequence))
     }
 
-    /// Whose ids a section holds, and in which column: events, decisions and timeouts are all found by the event's id.
-    fn id_columns(&self, section: &StoredSection) -> Vec<(usize, usize)> {
+    /// Of which topic a section may hold ids, and in which column: events, decisions and timeouts are all found by the
+    /// event's id.
+    fn id_columns(&self, section: &StoredSection) -> Vec<(&str, &str)> {
         let name = &*section.topic;
-        if let Some(topic) = self.plan.topics.iter().position(|topic| topic.name == name) {
-            return vec![(topic, self.plan.topics[topic].id)];
+        if let Some((topic, id)) = self.topics.get_key_value(name) {
+            return vec![(topic, id)];
         }
         let rest = name.strip_suffix(".decisions").or_else(|| name.strip_suffix(".timeouts"));
         let Some(policy) = rest else { return Vec::new() };
         match self.plan.policies.iter().position(|known| known.name == policy) {
-            Some(policy) => vec![(self.plan.policy_topic(policy), 0)],
+            Some(policy) => vec![(&self.plan.topics[self.plan.policy_topic(policy)].name, "id")],
             // A policy that has left may come back, and who asks it again is told the same. Of which topic it was nobody
             // knows now; an id that leads to a commit of another topic's does no harm.
-            None => (0..self.plan.topics.len()).map(|topic| (topic, 0)).collect(),
+            None => self.topics.keys().map(|topic| (topic.as_str(), "id")).collect(),
         }
     }
 }
@@ -332,6 +346,10 @@ fn note(log: &mut Log, key: &str, text: &str) {
 /// Which fields have a meaning of their own; exchanging them would misread every stored event.
 fn roles(topic: &TopicPlan) -> String {
     format!("id={} time={}", topic.fields[topic.id].name, topic.fields[topic.time].name)
+}
+
+fn id_of_roles(note: &str) -> Option<&str> {
+    Some(note.strip_prefix("id=")?.split_once(" time=")?.0)
 }
 
 /// An added optional field is welcome; anything that would misread the stored events is refused with the difference.

@@ -74,7 +74,12 @@ impl Table {
     pub fn find_id(&self, about: &TopicPlan, hash: u64, ids: &ArrayRef, row: usize) -> Option<usize> {
         let stored = self.batch.column(about.id);
         let rows = self.rows.get_or_init(|| {
-            id_hashes(about, stored).into_iter().enumerate().rev().map(|(row, hash)| (hash, row)).collect()
+            id_hashes(&about.name, stored)
+                .into_iter()
+                .enumerate()
+                .rev()
+                .map(|(row, hash)| (hash, row))
+                .collect()
         });
         let found = *rows.get(&hash)?;
         if same_id(stored, found, ids, row) { Some(found) } else { find_id(stored, ids, row) }

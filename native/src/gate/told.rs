@@ -51,7 +51,7 @@ impl Core {
             let waiting = lines[bulk.next..].iter().map(|line| &body[line.clone()]);
             let decoded = self.decoders[topic].decode(waiting);
             let about = &self.plan.topics[topic];
-            let hashes = id_hashes(about, decoded.batch.column(about.id));
+            let hashes = id_hashes(&about.name, decoded.batch.column(about.id));
             for (hash, row) in hashes.into_iter().zip(decoded.rows) {
                 // The first of equal ids is the one that will be new.
                 self.told_lines.entry((policy, hash)).or_insert((number, bulk.next + row as usize));
@@ -71,7 +71,7 @@ impl Core {
             return Ok((batch, waiters));
         }
         let about = &self.plan.topics[self.plan.policy_topic(policy)];
-        let hashes = id_hashes(about, batch.column(about.id));
+        let hashes = id_hashes(&about.name, batch.column(about.id));
         let mut told = Vec::with_capacity(hashes.len());
         let mut new = HashSet::new();
         for (row, hash) in hashes.into_iter().enumerate() {
@@ -227,7 +227,7 @@ impl Core {
     ) {
         let topic = &self.plan.topics[self.plan.policy_topic(policy)];
         let ids = events.column(topic.id);
-        cycle.hashes.extend(rows.map(|row| id_hash(topic, &id_value(ids, row))));
+        cycle.hashes.extend(rows.map(|row| id_hash(&topic.name, &id_value(ids, row))));
     }
 }
 

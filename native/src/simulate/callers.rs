@@ -64,13 +64,18 @@ impl Run {
             }
         }
         self.next_id += 1;
-        let row = event::draw(topic, self.next_id, now_us, &self.limits, &mut self.chance);
+        let row = self.draw_event(topic, now_us);
         let mut line = line(topic.name, topic.id, &row);
         if self.chance.percent(self.odds.poison) {
             line.row = None;
             line.id.1 = format!("poison {}", self.next_id);
         }
         line
+    }
+
+    fn draw_event(&mut self, topic: &Topic, now_us: i64) -> Row {
+        let long = (self.odds.long, self.limits.text_bytes);
+        event::draw(topic, self.next_id, now_us, long, &mut self.chance)
     }
 
     pub(super) fn send_lines(&mut self, kind: Kind, target: usize, lines: Vec<Line>) {
@@ -122,7 +127,7 @@ impl Run {
         if let Some(row) = &line.row {
             return event::to_json(topic, row, &mut self.chance).into_bytes();
         }
-        let row = event::draw(topic, self.next_id, BEGIN_US, &self.limits, &mut self.chance);
+        let row = self.draw_event(topic, BEGIN_US);
         let poison = event::draw_poison(topic, &row, &self.limits, &mut self.chance);
         line.json = serde_json::from_slice::<serde_json::Value>(&poison).is_ok();
         self.summary.count("poison");
@@ -134,7 +139,7 @@ impl Run {
         let mut rows = Vec::new();
         for line in lines {
             rows.push(line.row.clone().unwrap_or_else(|| {
-                let row = event::draw(topic, self.next_id, BEGIN_US, &self.limits, &mut self.chance);
+                let row = self.draw_event(topic, BEGIN_US);
                 self.summary.count("poison");
                 event::lengthen(&row, &self.limits, &mut self.chance)
             }));
@@ -181,9 +186,11 @@ impl Run {
     pub(super) fn flight(&self, kind: Kind, target: usize, lines: Vec<Line>, first: bool) -> Flight {
         let now_us = self.clock.now_us();
         let clock_us = (now_us, now_us);
-        let (full, unreadable) = (self.limited, self.unreadable || self.ids_damaged);
+        let full = self.limited || self.unallocated;
+        let unreadable = self.unreadable || self.ids_damaged;
         let (letters, told, expected) = (Vec::new(), false, None);
-        Flight { kind, target, lines, letters, clock_us, full, unreadable, told, expected, first }
+        let alone = first;
+        Flight { kind, target, lines, letters, clock_us, full, unreadable, told, expected, first, alone }
     }
 
     pub(super) fn send_again(&mut self, flight: Flight) {
@@ -206,7 +213,7 @@ impl Run {
         let topic = &self.pipeline.topics[self.pipeline.policies[target].topic];
         let id = (
             topic.name.to_string(),
-            match topic.fields[0].kind {
+            match topic.id_type() {
                 crate::schema::Type::Int64 => self.chance.below(self.next_id as usize + 1).to_string(),
                 _ => format!("p-{}", self.chance.below(self.next_id as usize + 1)),
             },
@@ -279,9 +286,12 @@ impl Run {
     }
 }
 
-/// Whether the policy is not removed.
+/// Whether the policy or topic is not removed.
 pub fn has_target(pipeline: &Pipeline, kind: Kind, target: usize) -> bool {
-    !matches!(kind, Kind::Decide | Kind::DecideMany | Kind::DryRun) || target < pipeline.policies.len()
+    match kind {
+        Kind::Decide | Kind::DecideMany | Kind::DryRun => target < pipeline.policies.len(),
+        _ => target < pipeline.topics.len(),
+    }
 }
 
 pub fn topic_of(pipeline: &Pipeline, kind: Kind, target: usize) -> usize {

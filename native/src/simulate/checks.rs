@@ -12,7 +12,7 @@ use crate::plan::Plan;
 
 impl Run {
     pub(super) fn read_log(&mut self) -> Result<(), Broken> {
-        let shared = self.spared();
+        let (shared, first) = (self.spared(), self.history.first_sequence);
         let mut read = || -> crate::error::Result<Result<(), Broken>> {
             if self.reader.is_none() {
                 self.reader = Some(Reader::open(shared.clone(), None)?);
@@ -26,7 +26,11 @@ impl Run {
             self.history.first_sequence = log::first_sequence(shared.as_ref())?;
             Ok(Ok(()))
         };
-        read().map_err(|error| format!("the log cannot be read: {error}"))?
+        let read = read().map_err(|error| format!("the log cannot be read: {error}"))?;
+        if first > 0 && self.history.first_sequence > first {
+            self.summary.count("(retention removed a part of the log)");
+        }
+        read
     }
 
     /// Read again all that is kept: what was there is there.

@@ -98,7 +98,7 @@ impl Run {
         let batch = batches.first().ok_or("a model is asked about nothing")?;
         let topic = self.pipeline.topics.iter().find(|topic| batch.column_by_name(topic.id).is_some());
         let topic = topic.ok_or("a model is asked about no event")?;
-        let (column, kind) = (batch.column_by_name(topic.id).expect("it was found"), topic.fields[0].kind);
+        let (column, kind) = (batch.column_by_name(topic.id).expect("it was found"), topic.id_type());
         let ids = (0..batch.num_rows()).map(|row| event::cell(column, kind, row).expect("an id"));
         Ok(ids.map(|id| id_of(topic.name, &id)).collect())
     }

@@ -30,6 +30,8 @@ pub struct Flight {
     pub expected: Option<Json>,
     /// The first attempt of its event, with no other under way when it was sent.
     pub first: bool,
+    /// And none has been sent since: of two under way either may be the first.
+    pub alone: bool,
 }
 
 /// An offset that no dead letter ever has.
@@ -70,6 +72,10 @@ impl Door {
         self.next_handle += 1;
         let handle = self.next_handle;
         self.inbox.push_back(Request { handle, kind: flight.kind, target, body, held_ns: 0 });
+        for other in self.flights.values_mut() {
+            let same = |line: &Line| flight.lines.iter().any(|sent| sent.id == line.id);
+            other.alone &= !other.lines.iter().any(same);
+        }
         self.flights.insert(handle, flight);
         handle
     }
@@ -160,7 +166,7 @@ impl Door {
             return ensure(may, || format!("{what}: {}", text(body)));
         }
         let repeat = answer.flags & REPEAT != 0;
-        ensure(!(repeat && flight.first), || format!("{what}: the first attempt is told as a repeat"))?;
+        ensure(!(repeat && flight.alone), || format!("{what}: the first attempt is told as a repeat"))?;
         match flight.kind {
             Kind::Decide if answer.status == 200 => {
                 self.check_told(&what, answer.handle, 0, body, history, pipeline)
@@ -235,18 +241,17 @@ impl Door {
             Some(offset) => history.offsets.get(topic.name).and_then(|places| places.get(offset as usize)),
             None => history.ids.get(&line.id).and_then(|places| places.last()),
         };
-        let place =
-            *places.ok_or_else(|| format!("{what}: answered, and {:?} is not in the log", line.id))?;
-        let past = &history.past[place];
-        if past.row != *row || past.origin.as_deref() != Some(policy.name) {
-            // A line of a body that was told the fallback, and its id was or is taken otherwise.
+        let past = places.map(|&place| &history.past[place]);
+        let past = past.filter(|past| past.row == *row && past.origin.as_deref() == Some(policy.name));
+        let Some(past) = past else {
+            // A line of a body that was told the fallback: it still waits, or its id was or is taken otherwise.
             let line = (flight.target, line.id.clone(), row.clone());
             let expected =
                 fallback_body(topic.id_json(row), policy.fallback(), &pipeline.version(policy), "deadline");
             return ensure(self.told_lines.contains(&line) && same(&told, &expected), || {
-                format!("{what}: told {told}, and {:?} is in the log otherwise", line.1)
+                format!("{what}: told {told}, and {:?} is not in the log, or otherwise", line.1)
             });
-        }
+        };
         let key = (policy.name.to_string(), past.offset);
         let timeout = history.timeouts.get(&key);
         if told["timed_out"] == true {

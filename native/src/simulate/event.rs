@@ -14,8 +14,8 @@ use super::pipeline::{SECOND, Topic};
 use crate::decode::Limits;
 use crate::schema::{Field, Type};
 
-/// An event at about this time; its id is one of a few thousand, so that some come again.
-pub fn draw(topic: &Topic, id: u64, now_us: i64, limits: &Limits, chance: &mut Chance) -> Row {
+/// An event at about this time; `long` percent of its texts have so many bytes.
+pub fn draw(topic: &Topic, id: u64, now_us: i64, long: (u32, usize), chance: &mut Chance) -> Row {
     let mut row = Row::new();
     for field in &topic.fields {
         let value = match field.name.as_str() {
@@ -29,14 +29,18 @@ pub fn draw(topic: &Topic, id: u64, now_us: i64, limits: &Limits, chance: &mut C
             "shop" => Value::Whole(chance.below(3) as i128),
             "amount" | "tip" => Value::Whole(chance.between(-1000, 90_000).into()),
             "items" => Value::Whole(chance.between(-2, 6).into()),
-            // As long as one may be.
-            _ if chance.percent(1) => Value::Text("x".repeat(limits.text_bytes)),
+            _ if chance.percent(long.0) => Value::Text(draw_long(long.1, chance)),
             _ if chance.percent(3) => Value::Text("é\"\\\n".repeat(chance.below(120))),
             _ => Value::Text(chance.pick(&["red", "green", "blue", ""]).to_string()),
         };
         row.insert(field.name.clone(), value);
     }
     row
+}
+
+/// A text that no compression makes short.
+fn draw_long(bytes: usize, chance: &mut Chance) -> String {
+    (0..bytes).map(|_| char::from(b'!' + chance.below(90) as u8)).collect()
 }
 
 fn draw_time(topic: &Topic, now_us: i64, chance: &mut Chance) -> i64 {

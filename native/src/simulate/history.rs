@@ -138,7 +138,8 @@ impl History {
             return Ok(());
         }
         for past in &mut self.past {
-            let about = state.topics.iter().find(|topic| topic.name == past.topic).expect("topics stay");
+            // What is of a topic that was taken out is seen by nobody until it comes back.
+            let Some(about) = state.topics.iter().find(|topic| topic.name == past.topic) else { continue };
             past.time = past.times.0.max(floor(past.times.1, about.lateness_us));
         }
         self.state = Some(state);
@@ -537,14 +538,11 @@ fn verdict(
 
 /// The answer for a row of decisions, without the time that it took.
 fn body(about: &Policy, pipeline: &Pipeline, row: &Row, past: &Past, columns: &[Field]) -> serde_json::Value {
-    let id = pipeline.topics[about.topic]
-        .fields
-        .iter()
-        .find(|field| field.name == pipeline.topics[about.topic].id);
+    let id_type = pipeline.topics[about.topic].id_type();
     let features: serde_json::Map<_, _> =
         columns.iter().map(|field| (field.name.clone(), to_json(row.get(&field.name), field.kind))).collect();
     let mut body = json!({
-        "id": to_json(row.get("id"), id.expect("a topic has an id").kind),
+        "id": to_json(row.get("id"), id_type),
         "outcome": text(row, "outcome"),
         "reasons": serde_json::from_str::<serde_json::Value>(&text(row, "reasons")).expect("it was read before"),
         "score": to_json(row.get("score"), Type::Float64),

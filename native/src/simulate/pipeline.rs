@@ -20,6 +20,8 @@ pub struct Pipeline {
     pub policies: Vec<Policy>,
     /// Those that the user took out; any may come back, the last one first.
     pub removed: Vec<Policy>,
+    /// The second topic, where the user took it out; it may come back.
+    pub removed_topic: Option<Topic>,
 }
 
 #[derive(Clone, Debug)]
@@ -75,7 +77,8 @@ impl Pipeline {
             topics.push(reports(retain_us, lateness_us));
         }
         topics.iter_mut().for_each(|topic| topic.dead_letters = chance.percent(60));
-        let mut pipeline = Pipeline { topics, policies: Vec::new(), removed: Vec::new() };
+        let mut pipeline =
+            Pipeline { topics, policies: Vec::new(), removed: Vec::new(), removed_topic: None };
         let count = 1 + chance.below(3);
         for (index, &name) in ["authorise", "limits", "audit"].iter().enumerate().take(count) {
             let topic = if index == 2 { pipeline.topics.len() - 1 } else { 0 };
@@ -86,11 +89,11 @@ impl Pipeline {
     }
 
     /// What a user may do between two starts: a feature comes, goes or is defined anew, a rule changes, a field is
-    /// added, a policy goes or comes back. The words are what changed.
+    /// added, loosened or moved, a policy or a topic goes or comes back. The words are what changed.
     pub fn change(&mut self, chance: &mut Chance) -> &'static str {
         let count = self.policies.len();
         let policy = &mut self.policies[chance.below(count)];
-        match chance.below(8) {
+        match chance.below(11) {
             0 => {
                 let name = format!("g{}", chance.below(1000));
                 if policy.features.iter().all(|feature| feature.name != name) {
@@ -132,7 +135,8 @@ impl Pipeline {
                 "a policy is removed"
             }
             5 => {
-                self.policies.extend(self.removed.pop());
+                let topics = self.topics.len();
+                self.policies.extend(self.removed.pop_if(|policy| policy.topic < topics));
                 "a policy comes back"
             }
             6 => {
@@ -142,11 +146,55 @@ impl Pipeline {
                 policy.on_full = *chance.pick(&ON_FULL);
                 "what is kept or told of events that are not taken"
             }
+            7 => {
+                let topic = chance.below(self.topics.len());
+                let Topic { fields, id, time, .. } = &mut self.topics[topic];
+                let required =
+                    |field: &&mut Field| !field.optional && field.name != *id && field.name != *time;
+                if let Some(field) = fields.iter_mut().find(required) {
+                    field.optional = true;
+                }
+                "a field is optional from now on"
+            }
+            8 => {
+                let topic = chance.below(self.topics.len());
+                chance.shuffle(&mut self.topics[topic].fields);
+                "a topic's fields are in another order"
+            }
+            9 if self.topics.len() > 1 => {
+                self.remove_topic(chance);
+                "a topic is removed"
+            }
+            9 => {
+                self.topics.extend(self.removed_topic.take());
+                "a topic comes back"
+            }
             _ => {
                 policy.rules = draw_rules(&self.topics, policy, chance);
                 "the rules change"
             }
         }
+    }
+
+    /// With the policy that decides on it, and all features of its events.
+    fn remove_topic(&mut self, chance: &mut Chance) {
+        self.removed_topic = self.topics.pop();
+        let left = self.topics.len();
+        self.removed.extend(self.policies.pop_if(|policy| policy.topic == left));
+        for policy in self.policies.iter_mut().chain(&mut self.removed).filter(|policy| policy.topic < left) {
+            policy.features.retain(|feature| feature.source < left);
+            if policy.features.is_empty() {
+                policy.features.push(draw_feature(&self.topics, policy.topic, "f0".into(), chance));
+            }
+            policy.derived.clear();
+            policy.rules = draw_rules(&self.topics, policy, chance);
+        }
+    }
+
+    /// Everything that was taken out is there again.
+    pub fn restore(&mut self) {
+        self.topics.extend(self.removed_topic.take());
+        self.policies.extend(std::mem::take(&mut self.removed).into_iter().rev());
     }
 
     /// Another one for all that decides otherwise.
@@ -196,8 +244,11 @@ impl Pipeline {
 
 impl Topic {
     pub fn id_json(&self, row: &Row) -> serde_json::Value {
-        let field = self.fields.iter().find(|field| field.name == self.id).expect("a topic has an id");
-        to_json(row.get(self.id), field.kind)
+        to_json(row.get(self.id), self.id_type())
+    }
+
+    pub fn id_type(&self) -> Type {
+        self.fields.iter().find(|field| field.name == self.id).expect("a topic has an id").kind
     }
 
     fn plan(&self) -> serde_json::Value {

@@ -39,10 +39,11 @@ impl Run {
                 self.disk.arm(fault, 1 + self.chance.below(6) as u64);
                 self.trace.push(format!("armed {fault:?}"));
                 self.unreadable = fault == Fault::FailedRead;
-                self.door
-                    .flights
-                    .values_mut()
-                    .for_each(|flight| flight.unreadable |= fault == Fault::FailedRead);
+                self.unallocated = fault == Fault::FailedAllocate;
+                for flight in self.door.flights.values_mut() {
+                    flight.unreadable |= self.unreadable;
+                    flight.full |= self.unallocated;
+                }
                 for _ in 0..3 {
                     self.send();
                     self.cycle()?;
@@ -59,7 +60,7 @@ impl Run {
 
     pub(super) fn end_gate(&mut self, power: bool) {
         self.core = None;
-        self.unreadable = false;
+        (self.unreadable, self.unallocated) = (false, false);
         self.reader = None;
         self.models.clear();
         self.unanswered.extend(self.door.lose_gate());

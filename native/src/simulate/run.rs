@@ -38,6 +38,8 @@ pub(super) struct Odds {
     pub(super) space: u32,
     pub(super) power: u32,
     pub(super) change: u32,
+    /// Texts that are as long as one may be: a log of them soon comes to its retention.
+    pub(super) long: u32,
     pub(super) flip: u32,
 }
 
@@ -64,6 +66,8 @@ pub struct Run {
     pub(super) limited: bool,
     /// A call to read may fail.
     pub(super) unreadable: bool,
+    /// Space for the next segment may not be had.
+    pub(super) unallocated: bool,
     pub(super) ids_damaged: bool,
     /// The gate has ended by itself, and all that it wrote is there.
     pub(super) settled: bool,
@@ -89,6 +93,7 @@ impl Run {
             space: *chance.pick(&[3, 30]),
             power: *chance.pick(&[20, 50, 90]),
             change: *chance.pick(&[0, 20, 50]),
+            long: *chance.pick(&[1, 1, 10, 40]),
             flip: *chance.pick(&[0, 40, 100]),
         };
         let settings = Settings {
@@ -126,6 +131,7 @@ impl Run {
             next_id: 0,
             limited: false,
             unreadable: false,
+            unallocated: false,
             ids_damaged: false,
             settled: false,
             hash: Xxh3::new(),
@@ -193,9 +199,7 @@ impl Run {
         self.trace.push("healing".into());
         self.end_gate(false);
         let mut whole = (*self.pipeline).clone();
-        while let Some(policy) = whole.removed.pop() {
-            whole.policies.push(policy);
-        }
+        whole.restore();
         self.replace_pipeline(whole);
         self.recover()?;
         for flight in std::mem::take(&mut self.unanswered) {

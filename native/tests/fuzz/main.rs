@@ -1,12 +1,14 @@
 //! Bytes that nobody vouches for: valid ones, changed at random, through every reader that meets such bytes.
 //!
 //! A seed gives its case again: `PENSTOCK_FUZZ_SEED=17 make test-core TEST=fuzz`. `PENSTOCK_FUZZ_CASES` says how many
-//! seeds each reader gets. What is checked: no panic; what is accepted is what a second reader finds too; and where
-//! checksums guard bytes they are made right again, so that what lies behind them is reached.
+//! seeds each reader gets. `make fuzz` lets libFuzzer, which sees what is reached, look for bytes that fail the same
+//! checks.
 
+mod checks;
 mod ipc;
 mod json;
 mod log;
+mod store;
 #[path = "../log/support.rs"]
 #[allow(dead_code)]
 mod support;
@@ -28,6 +30,29 @@ fn every_seed(cases: u64, case: impl Fn(&mut Chance)) {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| case(&mut Chance(seed)))) {
             eprintln!("PENSTOCK_FUZZ_SEED={seed} fails");
             resume_unwind(panic);
+        }
+    }
+}
+
+/// What libFuzzer begins with: some bytes that are sound, by target.
+#[test]
+#[ignore = "make fuzz asks for it"]
+fn write_corpus() {
+    type Draw = fn(&mut Chance) -> Vec<u8>;
+    let folder =
+        std::path::PathBuf::from(std::env::var("PENSTOCK_CORPUS").expect("PENSTOCK_CORPUS=a folder"));
+    let targets: [(&str, Draw); 5] = [
+        ("json", json::draw),
+        ("array", json::draw_array),
+        ("arrow", ipc::draw),
+        ("segment", log::draw),
+        ("store", store::draw),
+    ];
+    for (target, draw) in targets {
+        std::fs::create_dir_all(folder.join(target)).unwrap();
+        for seed in 0..40 {
+            std::fs::write(folder.join(target).join(format!("sound-{seed}")), draw(&mut Chance(seed)))
+                .unwrap();
         }
     }
 }
