@@ -11,7 +11,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
-use arrow_array::types::Int64Type;
+use arrow_array::types::{Int64Type, TimestampMicrosecondType};
 use arrow_array::{Array, RecordBatch, new_null_array};
 use arrow_select::concat::concat_batches;
 use serde::Serialize;
@@ -23,7 +23,7 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::log::{Catalog, Commit, Position, Reader, StoredSection};
 use crate::memory;
-use crate::plan::Plan;
+use crate::plan::{Plan, read_roles, roles_key};
 use crate::snapshot::{self, Header, StoredStore, TopicTime};
 use crate::windows::Store;
 
@@ -213,6 +213,8 @@ impl Follower {
                 self.apply_events(section, topic, compare)?;
             } else if section.topic.ends_with(DECISIONS) {
                 self.apply_decisions(&section.topic, section.batch()?)?;
+            } else {
+                self.apply_gone(section)?;
             }
         }
         self.sequence = commit.sequence;
@@ -247,6 +249,22 @@ impl Follower {
         }
         self.gathered.add(source, base, batch, section.marks.as_deref());
         self.events += section.rows as u64;
+        Ok(())
+    }
+
+    /// Events of a topic that has left the pipeline: their newest time has to be known when it comes back.
+    fn apply_gone(&mut self, section: &StoredSection) -> Result<()> {
+        let (name, key) = (section.topic.to_string(), roles_key(&section.topic));
+        let note = self.catalog()?.notes().get(&key).cloned().unwrap_or_default();
+        let Some((_, _, time)) = read_roles(&key, &note) else { return Ok(()) };
+        let batch = section.batch()?;
+        let Some(times) = batch.column_by_name(time) else { return Ok(()) };
+        let newest = times.as_primitive::<TimestampMicrosecondType>().values().iter().copied().max();
+        let newest = newest.max(Some(section.before).filter(|&before| before > i64::MIN));
+        match self.gone.iter_mut().find(|gone| gone.name == name) {
+            Some(gone) => gone.newest = gone.newest.max(newest),
+            None => self.gone.push(TopicTime { name, newest }),
+        }
         Ok(())
     }
 

@@ -146,6 +146,25 @@ impl TopicPlan {
     pub fn schema(&self) -> Schema {
         Schema { fields: self.fields.clone() }
     }
+
+    /// What the log notes of a topic: which fields have a meaning of their own. Exchanging them would misread every
+    /// stored event.
+    pub fn roles(&self) -> String {
+        format!("id={} time={}", self.fields[self.id].name, self.fields[self.time].name)
+    }
+}
+
+/// The key of a topic's note in the log.
+pub fn roles_key(topic: &str) -> String {
+    format!("{ROLES}{topic}")
+}
+
+const ROLES: &str = "topic/";
+
+/// The topic that a note of the log is of, and its fields of ids and of times.
+pub fn read_roles<'a>(key: &'a str, note: &'a str) -> Option<(&'a str, &'a str, &'a str)> {
+    let (id, time) = note.strip_prefix("id=")?.split_once(" time=")?;
+    Some((key.strip_prefix(ROLES)?, id, time))
 }
 
 fn field(name: &str, kind: Type, optional: bool) -> Field {

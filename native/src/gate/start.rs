@@ -21,7 +21,7 @@ use crate::follower::{Follower, Incomplete, Progress, STATE_NOTE, as_defined, fi
 use crate::ids::{self, Ids};
 use crate::log::{self, Address, Catalog, Commit, Log, Reader, Recovery, StoredSection};
 use crate::memory;
-use crate::plan::{Plan, TopicPlan};
+use crate::plan::{Plan, TopicPlan, read_roles, roles_key};
 use crate::schema::{Field, Schema};
 
 /// What start found and did.
@@ -212,10 +212,9 @@ struct Inserter<'a> {
 
 impl Inserter<'_> {
     fn new<'a>(plan: &'a Plan, catalog: &Catalog, covered: u64) -> Inserter<'a> {
-        let noted = catalog.notes().iter().filter_map(|(key, note)| {
-            Some((key.strip_prefix("topic/")?.to_string(), id_of_roles(note)?.to_string()))
-        });
-        Inserter { plan, topics: noted.collect(), covered }
+        let noted = catalog.notes().iter().filter_map(|(key, note)| read_roles(key, note));
+        let topics = noted.map(|(topic, id, _)| (topic.to_string(), id.to_string())).collect();
+        Inserter { plan, topics, covered }
     }
 
     /// The commits between the index's files and the snapshot.
@@ -311,7 +310,7 @@ fn define_all(plan: &Plan, log: &mut Log, now_us: i64) -> Result<(Vec<u32>, Vec<
     let mut topics = Vec::new();
     for topic in &plan.topics {
         topics.push(log.define(&topic.name, &topic.schema())?);
-        note(log, &format!("topic/{}", topic.name), &roles(topic));
+        note(log, &roles_key(&topic.name), &topic.roles());
     }
     let mut policies = Vec::new();
     for (index, policy) in plan.policies.iter().enumerate() {
@@ -343,23 +342,14 @@ fn note(log: &mut Log, key: &str, text: &str) {
     }
 }
 
-/// Which fields have a meaning of their own; exchanging them would misread every stored event.
-fn roles(topic: &TopicPlan) -> String {
-    format!("id={} time={}", topic.fields[topic.id].name, topic.fields[topic.time].name)
-}
-
-fn id_of_roles(note: &str) -> Option<&str> {
-    Some(note.strip_prefix("id=")?.split_once(" time=")?.0)
-}
-
 /// An added optional field is welcome; anything that would misread the stored events is refused with the difference.
 fn check_topic(topic: &TopicPlan, catalog: &Catalog) -> Result<()> {
     let Some(stored) = catalog.newest_schema(&topic.name) else { return Ok(()) };
     let mut differences = differences(&stored.schema, &topic.schema());
-    if let Some(stored) = catalog.notes().get(&format!("topic/{}", topic.name))
-        && *stored != roles(topic)
+    if let Some(stored) = catalog.notes().get(&roles_key(&topic.name))
+        && *stored != topic.roles()
     {
-        differences.push(format!("the log has {stored}, the pipeline {}", roles(topic)));
+        differences.push(format!("the log has {stored}, the pipeline {}", topic.roles()));
     }
     if differences.is_empty() {
         return Ok(());

@@ -70,6 +70,9 @@ impl Header {
             VERSION if u64_at(bytes, 48) > SEGMENT_BYTES_MAX => {
                 Err(damaged(file, 48, "its header says that it is longer than a segment can be"))
             }
+            VERSION if u32_at(bytes, 20) >= SEGMENTS_MAX => {
+                Err(damaged(file, 20, "its header counts more segments than a log can have"))
+            }
             VERSION => Ok(Header {
                 salt: u32_at(bytes, 16),
                 number: u32_at(bytes, 20),

@@ -232,7 +232,7 @@ impl Walk {
 impl Link {
     /// Why a frame cannot be the next one.
     fn breaks(&self, next: &Header) -> Option<&'static str> {
-        let epoch = self.epoch + u32::from(next.flags & frame::EPOCH != 0);
+        let epoch = self.epoch.checked_add(u32::from(next.flags & frame::EPOCH != 0));
         if unchecked() {
             return None;
         }
@@ -240,7 +240,7 @@ impl Link {
             Some("the commit here is not the next one")
         } else if next.previous != self.checksum {
             Some("the commit here does not follow the one before it")
-        } else if next.epoch != epoch {
+        } else if Some(next.epoch) != epoch {
             Some("the commit here is of another writer's epoch")
         } else {
             None

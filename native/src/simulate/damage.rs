@@ -175,6 +175,12 @@ impl Run {
             let (policy, topic) =
                 (&self.pipeline.policies[target], topic_of(&self.pipeline, Kind::Decide, target));
             let topic = &self.pipeline.topics[topic];
+            let newest = *self.history.ids[&id].last().expect("it is known");
+            let past = &self.history.past[newest];
+            if !self.history.decisions.contains_key(&(policy.name.to_string(), past.offset)) {
+                // It has come again since, and waited for its decision: a start here has given it one.
+                continue;
+            }
             let Some(lookup) = self.ask(&mut core, Kind::Lookup, target, id_text(&id), what)? else { break };
             let refused = |answer: &Answer| {
                 let text = String::from_utf8_lossy(&answer.body);
@@ -195,11 +201,10 @@ impl Run {
                 )?;
             }
             let now_us = self.history.forgotten_us;
-            let newest = *self.history.ids[&id].last().expect("it is known");
-            let origin = self.history.past[newest].origin.as_deref();
+            let past = &self.history.past[newest];
             let remembered = self.history.remembered(&id, topic.retain_us, now_us).is_some();
             // An id may have come again since, for another event.
-            if !remembered || origin != Some(policy.name) || self.history.past[newest].row != row {
+            if !remembered || past.origin.as_deref() != Some(policy.name) || past.row != row {
                 continue;
             }
             let body = super::event::to_json(topic, &row, &mut self.chance).into_bytes();

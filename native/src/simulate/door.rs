@@ -435,6 +435,9 @@ pub fn check_lookup(
         let told: Json = serde_json::from_slice(body).unwrap_or_default();
         told["error"]["code"].as_str().unwrap_or_default().into()
     };
+    if status == 500 && flight.unreadable {
+        return Ok(());
+    }
     if status == 404 && code() == "not_found" {
         let retain_us = pipeline.topics.iter().map(|topic| topic.retain_us).max().unwrap_or(0);
         let known = history.remembered(id, retain_us, flight.clock_us.1).map(|place| &history.past[place]);
@@ -446,9 +449,6 @@ pub fn check_lookup(
     if status == 404 {
         let open = code() == "pending" && !history.decisions.contains_key(&key);
         return ensure(open, || format!("{what}: {id:?}: {}", text(body)));
-    }
-    if status == 500 && flight.unreadable {
-        return Ok(());
     }
     ensure(status == 200, || format!("{what}: {id:?}: {status} {}", text(body)))?;
     // No time is measured of what was decided before.
