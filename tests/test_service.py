@@ -253,6 +253,7 @@ def test_a_new_directory_is_small_and_may_be_in_memory() -> None:
         assert used < 200_000_000
         with running(data) as service:
             assert service.decide(payment(2))["features"]["card_count_1h"] == 2
+            assert service.end() == 0
 
 
 def test_a_large_append_is_cut_into_commits_and_decisions_go_between_them(tmp_path: Path) -> None:

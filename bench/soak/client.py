@@ -20,15 +20,18 @@ from bench.soak.books import Books
 from penstock.demo.load import Address, request
 
 DECIDE = "/v1/policies/authorise/decide"
+# Callers who do not wait, when it is asked how much the service takes.
 CONNECTIONS = 64
+# An open loop's: a payment that is due must not have to wait for one.
+OPEN_CONNECTIONS = 256
 RECEIVE_BYTES = 1 << 16
 # A connection that was refused is tried again after so long, as is what was told to wait.
 AGAIN_S = 0.05
 
 
 class Client:
-    def __init__(self, address: Address, books: Books) -> None:
-        self.books = books
+    def __init__(self, address: Address, books: Books, connections: int) -> None:
+        self.books, self.connections = books, connections
         self.seconds: list[NDArray[np.float64]] = []  # latencies by the second in which their answer came
         self.late_s: list[float] = []  # at the end of each second: for how long a payment had waited to be sent
         self.sent_again = 0
@@ -106,7 +109,7 @@ class Client:
             self.sent_again += 1
 
     def _connect(self, now: float) -> None:
-        while len(self._open) < CONNECTIONS and now > self._refused_at + AGAIN_S:
+        while len(self._open) < self.connections and now > self._refused_at + AGAIN_S:
             try:
                 opened = socket.create_connection(self._address)
             except OSError:

@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from bench.measure import ROOT, anonymous_mb, preface, process_tree
+from bench.measure import ROOT, anonymous_mb, preface, process_tree, stolen_ticks
 from bench.report import Figure, Section, write_results
 from bench.soak.books import Books, now
-from bench.soak.client import CONNECTIONS, Client
+from bench.soak.client import CONNECTIONS, OPEN_CONNECTIONS, Client
 from bench.soak.faults import Faults, command_of
 from penstock import _native
 from penstock.demo.service import Service
@@ -39,8 +39,8 @@ from penstock.demo.service import Service
 APP = Path(__file__).with_name("app.py")
 RESULTS = ROOT / "bench" / "SOAK.md"
 FAULT_EVERY_S = 30
-# It is calm again once a fault has been undone and payments are sent within this time of being due. What 64 callers
-# cannot send meanwhile is a queue of tens of thousands, which 30 % of what the service can do has to work off.
+# It is calm again once a fault has been undone and payments are sent within this time of being due. What cannot be
+# sent meanwhile is a queue of tens of thousands, which 30 % of what the service can do has to work off.
 LATE_S = 0.01
 SETTLED_S = 25
 # The longest of the pipeline's windows and retentions: from then on, state and log stay as large as they are.
@@ -93,6 +93,7 @@ class Soak:
         self.memory: list[tuple[int, dict[str, float]]] = []  # MB by process, at a second
         self.log_mb: list[float] = []
         self.freshness_s: list[float] = []
+        self.stolen = [stolen_ticks()]  # at the end of each second
         self.stopped = threading.Event()
         self._due = FAULT_EVERY_S
         self._faulting: threading.Thread | None = None
@@ -107,7 +108,7 @@ class Soak:
             time.sleep(1)
             reading = threading.Thread(target=self.guarded, args=(self.follow,), name="reader")
             reading.start()
-            client = Client(self.service.address, self.books)
+            client = Client(self.service.address, self.books, OPEN_CONNECTIONS)
             try:
                 client.run(self.seconds, self.each_second)
             finally:
@@ -126,7 +127,7 @@ class Soak:
         """How many decisions a second the service gives to the same caller where all are due at once."""
         books = Books(now(), PROBE_EVENTS * 1_000, first=PROBE_FROM)
         began = time.perf_counter()
-        Client(self.service.address, books).run(PROBE_EVENTS / books.rate, lambda _: None)
+        Client(self.service.address, books, CONNECTIONS).run(PROBE_EVENTS / books.rate, lambda _: None)
         if books.acknowledged() + books.fallbacks != PROBE_EVENTS:
             raise RuntimeError(f"not all were decided: {books.findings[:3]}")
         return PROBE_EVENTS / (time.perf_counter() - began)
@@ -135,6 +136,7 @@ class Soak:
         """In the client's own thread: a fault is begun in another."""
         if self._failed:
             raise self._failed[0]
+        self.stolen.append(stolen_ticks())
         if second % 5 == 0:
             self.measure(second)
         if second >= self._due and second < self.seconds - FAULT_EVERY_S / 2:
@@ -180,7 +182,7 @@ class Soak:
         waiting: list[tuple[float, int]] = []
         while not self.stopped.is_set():
             places = self.books.places
-            recent = max(places[-CONNECTIONS * 4 :], default=-1)
+            recent = max(places[-OPEN_CONNECTIONS * 4 :], default=-1)
             if recent > seen and (not waiting or recent > waiting[-1][1]):
                 waiting.append((time.monotonic(), recent))
             while (sections := reader.next()) is not None:
@@ -202,8 +204,8 @@ class Soak:
         each = ", ".join(f"{name} {times}" for name, times in sorted(self.faults.done.items()))
         return f"""\
 `bench/soak/app.py` (six features, a model in a process of its own, two rules; retention of four
-minutes) under an open loop of {self.books.rate:,.0f} decisions/s over {CONNECTIONS} connections,
-{self.share:.0%} of the {most:,.0f}/s that the same machine gave to callers who do not wait, for
+minutes) under an open loop of {self.books.rate:,.0f} decisions/s over {OPEN_CONNECTIONS} connections,
+{self.share:.0%} of the {most:,.0f}/s that the same machine gave to {CONNECTIONS} callers who do not wait, for
 {self.seconds / 60:,.0f} minutes; the client shares the cores. {count} faults, one every
 {FAULT_EVERY_S} s: {each}.
 Latencies count from the moment at which a payment was due. Calm is every second but those from the beginning
@@ -230,6 +232,8 @@ of a fault until it has been undone and its queue is gone."""
         if not calm_seconds:
             calm = np.array([math.inf])
         p50, p99, p999, most = (float(each) for each in np.percentile(calm, [50, 99, 99.9, 100]))
+        alone = {second: each for second, each in calm_seconds.items() if self.stolen_in(second) <= 1}
+        undisturbed = np.concatenate([np.zeros(0), *alone.values()]) * 1_000
         always = float(np.percentile(np.concatenate(client.seconds) * 1_000, 99))
         starts, fresh = self.faults.recoveries_s or [0.0], [each * 1_000 for each in self.freshness_s]
         begun = f"greatest: {max(starts):.2f}, of {len(starts)}"
@@ -237,6 +241,11 @@ of a fault until it has been undone and its queue is gone."""
             Figure("p50 in calm, ms", f"{p50:.2f}"),
             Figure("p99 in calm, ms", f"{p99:.2f}", f"of all seconds: {always:,.0f}", f"≤ {P99_MS}", p99 <= P99_MS),
             Figure("p99.9 in calm, ms", f"{p999:.2f}", f"greatest: {most:,.0f}"),
+            Figure(
+                "p99 in calm, seconds that the host left alone, ms",
+                f"{np.percentile(undisturbed, 99):.2f}" if undisturbed.size else "–",
+                f"{len(alone):,} of them: others had at most one tick of its processors in them and the second before",
+            ),
             Figure(
                 "seconds in calm",
                 f"{len(calm_seconds):,}",
@@ -259,6 +268,10 @@ of a fault until it has been undone and its queue is gone."""
             ),
         ]
 
+    def stolen_in(self, second: int) -> int:
+        """By the host, in this second and the one before: what was late then is answered now."""
+        return self.stolen[second + 1] - self.stolen[max(second - 1, 0)]
+
     def calm(self, client: Client) -> tuple[dict[int, NDArray[np.float64]], list[float]]:
         """The latencies of calm seconds by second, and for each fault how many seconds it took until it was calm."""
         seconds = len(client.seconds)
@@ -279,7 +292,8 @@ of a fault until it has been undone and its queue is gone."""
         for second, latencies in sorted(calm.items(), key=lambda each: -max(each[1], default=0))[:10]:
             before = max((began for began in faults if began <= second), default=None)
             since = "" if before is None else f", {second - before} s after a fault: {faults[before]}"
-            print(f"  slow in calm: second {second:,}, {max(latencies) * 1_000:,.0f} ms{since}", flush=True)
+            stolen = f"; the host took {self.stolen_in(second)} ticks"
+            print(f"  slow in calm: second {second:,}, {max(latencies) * 1_000:,.0f} ms{since}{stolen}", flush=True)
 
     def memory_figures(self) -> list[Figure]:
         """Early and late, once everything that has a window or a retention has come to its size."""

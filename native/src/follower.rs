@@ -21,7 +21,7 @@ use self::gathered::{GATHERED_BYTES, Gathered};
 use crate::disk::Disk;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::log::{Catalog, Commit, Position, Reader, StoredSection};
+use crate::log::{self, Catalog, Commit, Position, Reader, StoredSection};
 use crate::memory;
 use crate::plan::{Plan, read_roles, roles_key};
 use crate::snapshot::{self, Header, StoredStore, TopicTime};
@@ -77,14 +77,15 @@ pub type Progress<'a> = &'a mut dyn FnMut(&str, u64, u64);
 impl Follower {
     /// Begin at the newest snapshot, or at the log's start; what a changed pipeline misses is built from the log.
     ///
-    /// A damaged snapshot is passed over with its reason: an older one, or the log, gives the same state.
+    /// A damaged snapshot is passed over with its reason: an older one, or the log, gives the same state. So is one that
+    /// the disk does not give back, but not where the log could not make up for it: another start may read it.
     pub fn open(
         plan: Arc<Plan>,
         disk: Arc<dyn Disk>,
         threads: usize,
         progress: Progress,
     ) -> Result<Follower> {
-        let mut passed_over = Vec::new();
+        let (mut passed_over, mut unread) = (Vec::new(), false);
         for sequence in snapshot::list(disk.as_ref())?.into_iter().rev() {
             let mut follower = Follower::at_start(plan.clone(), disk.clone(), threads)?;
             let restored = snapshot::open(&disk, sequence);
@@ -92,9 +93,21 @@ impl Follower {
             memory::give_back();
             match restored {
                 Ok(()) => return Ok(Follower { passed_over, ..follower }),
-                Err(error @ Error::Damaged { .. }) => passed_over.push(error.to_string()),
+                Err(error @ (Error::Damaged { .. } | Error::Io { .. })) => {
+                    unread |= matches!(error, Error::Io { .. });
+                    passed_over.push(error.to_string());
+                }
                 Err(error) => return Err(error),
             }
+        }
+        if unread && log::first_sequence(disk.as_ref())? > 1 {
+            return Err(Error::invalid_with(
+                format!(
+                    "no snapshot can be read, and the log's beginning is gone: {}",
+                    passed_over.join("; ")
+                ),
+                "see to the disk and start again; nothing was changed",
+            ));
         }
         Ok(Follower { passed_over, ..Follower::at_start(plan, disk, threads)? })
     }
@@ -499,6 +512,7 @@ impl Follower {
 fn in_snapshot(path: &str, error: Error) -> Error {
     match error {
         Error::Damaged { offset, what, .. } => Error::damaged(path, offset, what),
+        Error::Io { source, .. } => Error::io(format!("could not read {path}"), source),
         other => other,
     }
 }

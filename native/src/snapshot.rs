@@ -103,7 +103,7 @@ fn open_file(disk: &Arc<dyn Disk>, path: String) -> Result<Snapshot> {
         disk.open(&path, Mode::Read).map_err(|error| Error::io(format!("could not open {path}"), error))?;
     let mut input = FileInput { file, offset: 0 };
     let damaged = |what: &str| Error::damaged(&path, 0, what);
-    let unread = |error| damaged(&unreadable(&error, "it ends within its header"));
+    let unread = |error| unreadable(&path, 0, error, "it ends within its header");
     let mut start = [0; 12];
     input.read_exact(&mut start).map_err(unread)?;
     let length = u32::from_le_bytes(start[8..].try_into().expect("four bytes")) as usize;
@@ -120,11 +120,10 @@ fn open_file(disk: &Arc<dyn Disk>, path: String) -> Result<Snapshot> {
     Ok(Snapshot { header, path, file: input.file, next: input.offset })
 }
 
-/// What the disk cannot give back is damage like any other: an older snapshot, or the log, gives the same state.
-fn unreadable(error: &io::Error, ended: &str) -> String {
+fn unreadable(path: &str, offset: u64, error: io::Error, ended: &str) -> Error {
     match error.kind() {
-        io::ErrorKind::UnexpectedEof => ended.into(),
-        _ => format!("it could not be read: {error}"),
+        io::ErrorKind::UnexpectedEof => Error::damaged(path, offset, ended),
+        _ => Error::io(format!("could not read {path}"), error),
     }
 }
 
@@ -134,7 +133,7 @@ pub fn verify(disk: &Arc<dyn Disk>, sequence: u64) -> Result<Header> {
     for stored in snapshot.header.stores.clone() {
         let place = snapshot.next_store()?;
         let loaded = Store::load(stored.plan, &mut snapshot.read(place));
-        loaded.map_err(|error| snapshot.damaged(&error))?;
+        loaded.map_err(|error| snapshot.named(error))?;
     }
     snapshot.check_end()?;
     Ok(snapshot.header)
@@ -146,7 +145,7 @@ fn check(disk: &Arc<dyn Disk>, path: String) -> Result<()> {
     for _ in 0..snapshot.header.stores.len() {
         let place = snapshot.next_store()?;
         let checked = check_saved(&mut snapshot.read(place), place.length);
-        checked.map_err(|error| snapshot.damaged(&error))?;
+        checked.map_err(|error| snapshot.named(error))?;
     }
     snapshot.check_end()
 }
@@ -155,20 +154,18 @@ impl Snapshot {
     /// After the last store.
     fn check_end(&self) -> Result<()> {
         let mut end = [0; MAGIC.len()];
-        let what = match (FileInput { file: self.file.clone(), offset: self.next }).read_exact(&mut end) {
-            Ok(()) if &end == MAGIC => return Ok(()),
-            Ok(()) => WRONG_END.into(),
-            Err(error) => unreadable(&error, WRONG_END),
-        };
-        Err(Error::damaged(&self.path, self.next, what))
+        let read = FileInput { file: self.file.clone(), offset: self.next }.read_exact(&mut end);
+        read.map_err(|error| unreadable(&self.path, self.next, error, WRONG_END))?;
+        if &end == MAGIC { Ok(()) } else { Err(Error::damaged(&self.path, self.next, WRONG_END)) }
     }
 
-    fn damaged(&self, error: &Error) -> Error {
-        let what = match error {
-            Error::Damaged { what, .. } => what.clone(),
-            other => other.to_string(),
-        };
-        Error::damaged(&self.path, 0, what)
+    /// Of a store in it: the error with its own name.
+    fn named(&self, error: Error) -> Error {
+        match error {
+            Error::Damaged { what, .. } => Error::damaged(&self.path, 0, what),
+            Error::Io { source, .. } => Error::io(format!("could not read {}", self.path), source),
+            other => Error::damaged(&self.path, 0, other.to_string()),
+        }
     }
 
     /// Where the next store is, in the order of the header's stores.
@@ -176,7 +173,7 @@ impl Snapshot {
         let mut length = [0; 8];
         let mut input = FileInput { file: self.file.clone(), offset: self.next };
         let read = input.read_exact(&mut length);
-        read.map_err(|error| Error::damaged(&self.path, 0, unreadable(&error, "it ends within a store")))?;
+        read.map_err(|error| unreadable(&self.path, input.offset, error, "it ends within a store"))?;
         let place = Place { offset: input.offset, length: u64::from_le_bytes(length) };
         self.next = place.offset.saturating_add(place.length);
         Ok(place)

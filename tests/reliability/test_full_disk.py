@@ -134,7 +134,12 @@ def test_a_device_that_fails_a_sync_ends_the_service_and_costs_nothing_acknowled
     undo: list[list[str]] = []
 
     def do(*command: object) -> str:
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+        # What a user's path lacks is root's.
+        found = shutil.which(str(command[0]), path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+        if found is None:
+            lacking(f"no failing device can be made here without {command[0]}")
+        words = [found, *map(str, command[1:])]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
         if done.returncode:
             lacking(f"no failing device can be made here: {done.stderr.strip()}")
         return done.stdout.strip()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +15,9 @@ import pytest
 
 from processes import (
     DECIDE,
+    EVENTS,
     JSON,
+    NDJSON,
     PATIENCE_S,
     ROOT,
     eventually,
@@ -21,6 +25,7 @@ from processes import (
     lacking,
     patient_first,
     payment,
+    penstock,
     running,
     succeed,
     without_time,
@@ -59,7 +64,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
         yield Disk(folder, folder / "data", faults)
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=False, capture_output=True)
-        server.terminate()
+        server.kill()
         server.wait(PATIENCE_S)
 
 
@@ -68,12 +73,13 @@ def test_what_cannot_be_read_is_said_to_who_asks_for_it_and_to_nobody_else(tmp_p
         told = without_time(service.decide(payment(1)))
         disk.fail("read", ".segment")
         for answer in (
-            service.call("POST", DECIDE, text(payment(1))),
+            service.call("POST", DECIDE, body(payment(1))),
             service.call("GET", "/v1/decisions/authorise/p1"),
         ):
             assert (answer.status, answer.code) == (500, "log_damaged")
             message = answer.json()["error"]["message"]
-            assert "log/" in message and ".segment" in message and "Input/output error" in message
+            assert re.search(r"could not read log/\w+\.segment at byte \d+: Input/output error", message)
+            assert "what was written there cannot be told, all else goes on: see to the disk, and ask again" in message
         # New events ask nothing of the log.
         assert service.decide(payment(2))["features"]["card_count_1h"] == 2
         assert service.call("GET", "/readyz").status == 200
@@ -90,7 +96,7 @@ def test_a_failed_write_or_sync_ends_the_service_and_costs_nothing_acknowledged(
     with running(disk.data, *SETTINGS, app=app) as service:
         told = [without_time(service.decide(payment(number))) for number in range(20)]
         disk.fail(call, ".segment")
-        refused = service.call("POST", DECIDE, text(payment(20)))
+        refused = service.call("POST", DECIDE, body(payment(20)))
         assert (refused.status, refused.code) == (503, "core_failed")
         assert service.process.wait(PATIENCE_S) == 1
         assert "Input/output error" in service.log.read_text()
@@ -101,6 +107,8 @@ def test_a_failed_write_or_sync_ends_the_service_and_costs_nothing_acknowledged(
         # What was refused may be in the log, and then has its decision; or this is its first attempt.
         assert service.decide(payment(20))["features"]["card_count_1h"] == 21
         assert service.end() == 0
+    lines = succeed("tail", "payments", "--data", disk.data, "-n", 100).splitlines()
+    assert [json.loads(line)["payment_id"] for line in lines] == [f"p{number}" for number in range(21)]
 
 
 def test_a_start_that_cannot_read_the_log_says_where_and_one_that_can_goes_on(tmp_path: Path, disk: Disk) -> None:
@@ -111,8 +119,9 @@ def test_a_start_that_cannot_read_the_log_says_where_and_one_that_can_goes_on(tm
     disk.fail("read", ".segment")
     said = fail("run", app, "--data", disk.data, "--port", "0")
     assert ".segment" in said and "Input/output error" in said
-    said = fail("log", "verify", "--data", disk.data)
-    assert ".segment" in said and "Input/output error" in said
+    verified = penstock("log", "verify", "--data", disk.data)
+    assert verified.returncode == 1
+    assert ".segment" in verified.stdout and "Input/output error" in verified.stdout
     disk.heal()
     with running(disk.data, *SETTINGS, app=app) as service:
         assert without_time(service.decide(payment(1))) == told
@@ -134,5 +143,29 @@ def test_a_snapshot_that_cannot_be_read_is_passed_over(tmp_path: Path, disk: Dis
     succeed("log", "verify", "--data", disk.data)
 
 
-def text(event: JSON) -> bytes:
+def test_a_snapshot_that_cannot_be_read_ends_a_start_where_the_log_is_cut(tmp_path: Path, disk: Disk) -> None:
+    """Nothing could make the state again; another start may read it."""
+    app, keep = patient_first(tmp_path), ("--snapshot-every", "1s", "--retention", "1s", "--segment-bytes", "16MiB")
+    with running(disk.data, *keep, app=app) as service:
+        first = disk.data / "log" / "0000000000000001.segment"
+        numbers = itertools.count(0, 2_000)
+
+        def append() -> bool:
+            start = next(numbers)
+            events = (payment(f"b{start + number}", card="b" * 1_000) for number in range(2_000))
+            answer = service.call("POST", EVENTS, b"\n".join(map(body, events)), NDJSON)
+            assert answer.status == 200
+            return not first.exists()
+
+        eventually(append)
+        service.end()
+    disk.fail("read", ".snapshot")
+    said = fail("run", app, "--data", disk.data, "--port", "0")
+    assert "no snapshot can be read, and the log's beginning is gone" in said and "Input/output error" in said
+    disk.heal()
+    with running(disk.data, *keep, app=app) as service:
+        assert ".snapshot" not in service.log.read_text()
+
+
+def body(event: JSON) -> bytes:
     return json.dumps(event).encode()

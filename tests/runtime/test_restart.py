@@ -17,7 +17,7 @@ import pytest
 import penstock as ps
 from penstock import _native, testing
 from penstock.decide.policy import Model
-from penstock.errors import InputError
+from penstock.errors import DefinitionError, InputError
 from penstock.runtime import model_worker, replay
 from penstock.runtime.gate import DECIDE, DECIDE_MANY, LOOKUP, MODEL, REPEAT, SCORES
 
@@ -178,6 +178,49 @@ def test_a_topic_that_left_and_comes_back_closes_what_is_open_and_knows_its_even
         assert service.look_up("authorise", "open")["cause"] == "restart"
         service.models_stuck = False
         assert service.decide("authorise", {**PAYMENT, "payment_id": "p9"})["features"] == {"card_count": 4}
+
+
+def test_what_was_late_is_late_for_a_topic_that_had_left_too(tmp_path: Path) -> None:
+    """Its newest event is younger than any snapshot that knows the topic."""
+
+    class Note(ps.Event):
+        note_id: int = ps.id()
+        noted_at: datetime = ps.event_time()
+
+    def without_payments() -> ps.Pipeline:
+        pipeline = ps.Pipeline("cards")
+        pipeline.topic("notes", Note)
+        return pipeline
+
+    with testing.run(build(tmp_path), now=NOON) as service:
+        service.decide("authorise", {**PAYMENT, "paid_at": "2026-11-01T10:30:00Z"})
+        service.snapshot()
+        service.decide("authorise", {**PAYMENT, "payment_id": "newest"})
+        service.restart(without_payments())
+        service.append("notes", [{"note_id": 1, "noted_at": NOON}])
+        service.snapshot()
+        service.restart(build(tmp_path))
+        late = service.decide("authorise", {**PAYMENT, "payment_id": "late", "paid_at": "2026-11-01T10:50:00Z"})
+        assert late["late"] is True
+
+
+def test_a_policy_that_moves_to_another_topic_is_refused(tmp_path: Path) -> None:
+    class Note(ps.Event):
+        note_id: int = ps.id()
+        noted_at: datetime = ps.event_time()
+
+    moved = ps.Pipeline("cards")
+    notes = moved.topic("notes", Note)
+    scored = notes.features(notes=notes.by("note_id").past("1h").count())
+    (tmp_path / "moved.toml").write_text('default = "approve"\noutcomes = ["approve"]')
+    moved.policy("authorise", scored, rules=tmp_path / "moved.toml", fallback="approve")
+    with testing.run(build(tmp_path), now=NOON) as service:
+        told = service.decide("authorise", PAYMENT)
+        message = 'policy "authorise" decided on topic "payments" before, and now on "notes"'
+        with pytest.raises(DefinitionError, match=message):
+            service.restart(moved)
+        service.restart(build(tmp_path))
+        assert service.decide("authorise", PAYMENT) == told
 
 
 def test_a_follower_compares_the_features_of_a_models_decisions_too(tmp_path: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import select
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,6 +78,22 @@ class Client:
             self._receive()
         body, self._received = self._received[:length], self._received[length:]
         return Answer(int(line.split()[1]), headers, body)
+
+    def exchange(self, data: bytes, count: int) -> list[Answer]:
+        """Send as long as that goes, and only then read; so many answers. In one thread: OpenSSL's connections are not
+        for two."""
+        left = memoryview(data)
+        self.socket.setblocking(False)
+        while self._received.count(b"HTTP/1.1 ") < count:
+            with suppress(BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                while left:
+                    left = left[self.socket.send(left[: 1 << 16]) :]
+            with suppress(BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                self._receive()
+                continue
+            select.select([self.socket], [self.socket] if left else [], [], PATIENCE_S)
+        self.socket.settimeout(PATIENCE_S)
+        return [self.answer() for _ in range(count)]
 
     def ended(self) -> bool:
         """Whether the door closes this connection, with nothing more to say."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import socket
 import ssl
-import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -74,10 +73,8 @@ def test_requests_are_answered_as_without_tls(core: StandIn, files: Files, versi
 def test_many_requests_at_once_and_answers_left_unread_are_all_answered_in_order(door: Running) -> None:
     client = door.client()
     bodies = [b"%d" % number * (1 + number % 7 * 5_000) for number in range(400)]
-    sender = threading.Thread(target=lambda: send_all(client, b"".join(post(DECIDE, body) for body in bodies)))
-    sender.start()
-    assert [client.answer().json[2].encode() for _ in bodies] == bodies
-    sender.join()
+    answers = client.exchange(b"".join(post(DECIDE, body) for body in bodies), len(bodies))
+    assert [answer.json[2].encode() for answer in answers] == bodies
 
 
 def test_what_is_older_than_tls_1_2_is_refused(door: Running) -> None:
@@ -112,19 +109,9 @@ def test_the_last_answer_arrives_before_the_end(door: Running) -> None:
 def test_who_is_refused_while_still_sending_gets_the_answer(core: StandIn, files: Files) -> None:
     with files.running(core, body_bytes_max=1_000) as door:
         client = door.client()
-        body = b"x" * (4 << 20)
-        sender = threading.Thread(target=lambda: send_all(client, post(DECIDE, body)))
-        sender.start()
-        assert client.answer().status == 413
+        (refused,) = client.exchange(post(DECIDE, b"x" * (4 << 20)), 1)
+        assert refused.status == 413
         client.close()
-        sender.join()
-
-
-def send_all(client: Client, data: bytes) -> None:
-    try:
-        client.send(data)
-    except OSError:
-        return
 
 
 def test_a_client_that_says_it_is_done_ends_the_connection(core: StandIn, files: Files) -> None:

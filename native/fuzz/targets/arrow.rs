@@ -6,8 +6,8 @@ use std::panic::{Location, set_hook};
 // end the process before.
 fn let_arrow_panic() {
     set_hook(Box::new(|panic| {
+        eprintln!("{panic}");
         if !panic.location().map(Location::file).unwrap_or_default().contains("/arrow-") {
-            eprintln!("{panic}");
             std::process::abort();
         }
     }));

@@ -7,6 +7,7 @@ use arrow_schema::DataType;
 
 use super::core::{Core, Cycle};
 use super::error_body;
+use super::said::unreadable;
 use crate::decode::content_equal;
 use crate::engine::event_times;
 use crate::error::{Error, Result};
@@ -93,10 +94,10 @@ impl Core {
             let addresses: Vec<u64> = kept.filter(|&address| self.log.keeps(Address(address))).collect();
             let judged = match self.seen_before(cycle, topic, origin, batch, (row, hashes[row]), &addresses) {
                 Ok(Some(judged)) => judged,
-                Err(error @ (Error::Damaged { .. } | Error::Io { .. })) => {
-                    Seen::Refused(500, error_body("log_damaged", &error.to_string(), None))
+                Err(error) => {
+                    let (status, body) = unreadable(error)?;
+                    Seen::Refused(status, body)
                 }
-                Err(error) => return Err(error),
                 Ok(None) => ahead(about, cycle.now_us, time)
                     .unwrap_or_else(|| cycle.seen_now(about.id, origin, hashes[row], (group, row))),
             };

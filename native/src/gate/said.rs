@@ -210,14 +210,16 @@ impl Core {
     }
 }
 
-/// The answer to one caller whose event or decision cannot be read any more. Any other error is everybody's.
-fn unreadable(error: Error) -> Result<(u16, Vec<u8>)> {
-    match error {
-        Error::Damaged { .. } | Error::Io { .. } => {
-            Ok((500, error_body("log_damaged", &error.to_string(), None)))
-        }
-        other => Err(other),
-    }
+/// The answer to one caller whose event or decision cannot be read any more: where, what is affected, and what to do.
+/// Any other error is everybody's.
+pub(super) fn unreadable(error: Error) -> Result<(u16, Vec<u8>)> {
+    let advice = match error {
+        Error::Damaged { .. } => "penstock log verify shows what is damaged",
+        Error::Io { .. } => "see to the disk, and ask again",
+        other => return Err(other),
+    };
+    let message = format!("{error}; what was written there cannot be told, all else goes on: {advice}");
+    Ok((500, error_body("log_damaged", &message, None)))
 }
 
 /// An id that came as text, in a URL.

@@ -21,7 +21,7 @@ use crate::follower::{Follower, Incomplete, Progress, STATE_NOTE, as_defined, fi
 use crate::ids::{self, Ids};
 use crate::log::{self, Address, Catalog, Commit, Log, Reader, Recovery, StoredSection};
 use crate::memory;
-use crate::plan::{Plan, TopicPlan, read_roles, roles_key};
+use crate::plan::{Plan, PolicyPlan, TopicPlan, read_roles, roles_key};
 use crate::schema::{Field, Schema};
 
 /// What start found and did.
@@ -159,7 +159,9 @@ impl Core {
     ) -> Result<()> {
         let topic = self.plan.policy_topic(policy);
         let about = &self.plan.topics[topic];
-        for stored in commit.sections.iter().filter(|section| *section.topic == *about.name) {
+        let origin = self.policies[policy].origin;
+        let entered = |section: &&StoredSection| *section.topic == *about.name && section.origin == origin;
+        for stored in commit.sections.iter().filter(entered) {
             let places = 0..stored.rows as i64;
             let row = |offset: &i64| offset - stored.base_offset as i64;
             let offsets: Vec<i64> =
@@ -239,9 +241,13 @@ impl Inserter<'_> {
         }
         let mut hashes = Vec::new();
         for section in &commit.sections {
-            for (topic, id) in self.id_columns(section) {
+            let columns = self.id_columns(section);
+            if columns.is_empty() {
+                continue;
+            }
+            let batch = section.batch()?;
+            for (topic, id) in columns {
                 // By its name: where it stands may have changed since.
-                let batch = section.batch()?;
                 let column = batch.column_by_name(id);
                 let lacking = || Error::invalid(format!("{} has no {id:?} in the log", section.topic));
                 hashes.extend(id_hashes(topic, column.ok_or_else(lacking)?));
@@ -307,6 +313,9 @@ fn define_all(plan: &Plan, log: &mut Log, now_us: i64) -> Result<(Vec<u32>, Vec<
     for topic in &plan.topics {
         check_topic(topic, log.catalog())?;
     }
+    for index in 0..plan.policies.len() {
+        check_policy(plan, index, log.catalog())?;
+    }
     let mut topics = Vec::new();
     for topic in &plan.topics {
         topics.push(log.define(&topic.name, &topic.schema())?);
@@ -324,6 +333,7 @@ fn define_all(plan: &Plan, log: &mut Log, now_us: i64) -> Result<(Vec<u32>, Vec<
             origin: 0,
         });
         note(log, &format!("policy/{}/{}", policy.name, policy.version), &policy.definition);
+        note(log, &decides_key(policy), &plan.topics[plan.policy_topic(index)].name);
     }
     note(log, STATE_NOTE, &fingerprint(plan));
     if log.has_changes() {
@@ -339,6 +349,22 @@ fn define_all(plan: &Plan, log: &mut Log, now_us: i64) -> Result<(Vec<u32>, Vec<
 fn note(log: &mut Log, key: &str, text: &str) {
     if log.catalog().notes().get(key).map(String::as_str) != Some(text) {
         log.note(key, Some(text));
+    }
+}
+
+fn decides_key(policy: &PolicyPlan) -> String {
+    format!("decides/{}", policy.name)
+}
+
+/// A policy stays with its topic: its decisions name their events by offset alone.
+fn check_policy(plan: &Plan, index: usize, catalog: &Catalog) -> Result<()> {
+    let (policy, topic) = (&plan.policies[index], &plan.topics[plan.policy_topic(index)].name);
+    match catalog.notes().get(&decides_key(policy)) {
+        Some(noted) if noted != topic => Err(Error::invalid_with(
+            format!("policy \"{}\" decided on topic \"{noted}\" before, and now on \"{topic}\"", policy.name),
+            "give the policy another name, or use a new data directory",
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -98,8 +98,9 @@ fn checksum(header: &[u8]) -> u32 {
 pub(super) fn read_header(file: &dyn File, first_sequence: u64) -> Result<Header> {
     let name = path(first_sequence);
     let mut bytes = [0; HEADER_BYTES];
-    let count =
-        file.read(0, &mut bytes).map_err(|error| Error::io(format!("could not read {name}"), error))?;
+    let count = file
+        .read(0, &mut bytes)
+        .map_err(|error| Error::io(format!("could not read {name} at byte 0"), error))?;
     let header = Header::parse(&name, &bytes[..count])?;
     if header.first_sequence != first_sequence {
         let what = format!("it was written as {}", path(header.first_sequence));

@@ -146,3 +146,38 @@ fn remove(disk: &dyn Disk) -> Result<()> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::RealDisk;
+
+    /// At 64 MB/s it takes seconds.
+    const BYTES: u64 = 256 << 20;
+
+    fn started(name: &str, bytes: u64) -> (std::path::PathBuf, Arc<dyn Disk>, Spare) {
+        let folder = std::env::temp_dir().join(format!("penstock-spare-{name}-{}", std::process::id()));
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(&folder));
+        let mut spare = Spare::new(disk.clone(), bytes, true).unwrap();
+        spare.start();
+        (folder, disk, spare)
+    }
+
+    #[test]
+    fn a_log_that_closes_does_not_wait_for_its_next_segment() {
+        let (folder, disk, spare) = started("closed", BYTES);
+        drop(spare);
+        assert!(disk.list("log").unwrap().is_empty(), "what was half done is gone");
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn who_needs_the_next_segment_has_it_whole() {
+        let (folder, disk, mut spare) = started("needed", BYTES / 16);
+        thread::sleep(3 * PAUSE);
+        assert!(!spare.absent(), "it is under way");
+        drop(spare.take().unwrap());
+        assert_eq!(disk.list("log").unwrap(), [("spare".to_string(), BYTES / 16)]);
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}

@@ -166,6 +166,7 @@ impl Check {
             Ok(()) => return Ok(()),
             Err(Error::Damaged { file, offset, what }) => self.damage(&file, offset, &what),
             Err(Error::Invalid { what, .. }) => self.damage(file, 0, &what),
+            Err(error @ Error::Io { .. }) => self.damage(file, 0, &error.to_string()),
             Err(error) => return Err(error),
         }
         self.gap = true;

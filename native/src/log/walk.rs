@@ -220,7 +220,8 @@ impl Walk {
         let left = self.segment.bytes.saturating_sub(offset) as usize;
         let mut piece = vec![0; count.max(self.piece_bytes).min(left)];
         let read = self.file.read(offset, &mut piece);
-        let count = read.map_err(|error| Error::io(format!("could not read {}", self.name), error))?;
+        let count =
+            read.map_err(|error| Error::io(format!("could not read {} at byte {offset}", self.name), error))?;
         piece.truncate(count);
         self.piece = Buffer::from_vec(piece);
         self.piece_offset = offset;

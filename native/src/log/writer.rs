@@ -511,7 +511,9 @@ impl Log {
             self.spare.wait()?;
             self.roll(now_us)?;
         }
-        self.write(frame::EPOCH, 0, self.link.epoch + 1, now_us)?;
+        let epoch = self.link.epoch.checked_add(1);
+        let epoch = epoch.ok_or_else(|| Error::invalid("the log has had as many writers as it can"))?;
+        self.write(frame::EPOCH, 0, epoch, now_us)?;
         let mut times = [0; FLUSHES_TIMED];
         for time in &mut times {
             let start = Instant::now();

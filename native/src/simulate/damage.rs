@@ -177,7 +177,8 @@ impl Run {
             let topic = &self.pipeline.topics[topic];
             let newest = *self.history.ids[&id].last().expect("it is known");
             let past = &self.history.past[newest];
-            if !self.history.decisions.contains_key(&(policy.name.to_string(), past.offset)) {
+            let open = !self.history.decisions.contains_key(&(policy.name.to_string(), past.offset));
+            if open && past.origin.as_deref() == Some(policy.name) {
                 // It has come again since, and waited for its decision: a start here has given it one.
                 continue;
             }

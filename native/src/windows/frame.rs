@@ -136,11 +136,10 @@ fn fill(input: &mut dyn Read, bytes: &mut [u8]) -> Result<()> {
     input.read_exact(bytes).map_err(unreadable)
 }
 
-/// What the disk cannot give back is damage like any other: an older snapshot, or the log, gives the same state.
 fn unreadable(error: std::io::Error) -> Error {
     match error.kind() {
         std::io::ErrorKind::UnexpectedEof => damaged("it ends too early"),
-        _ => damaged(&format!("it could not be read: {error}")),
+        _ => Error::io("could not read the saved state", error),
     }
 }
 

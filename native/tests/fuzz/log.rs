@@ -55,3 +55,19 @@ fn test_fuzz_a_changed_segment_is_read_or_refused_with_the_place() {
         checks::segment(&bytes);
     });
 }
+
+#[test]
+fn a_segment_whose_header_says_what_cannot_be_is_refused() {
+    for (place, impossible) in [(20, "more segments than a log can have"), (36, "epoch"), (48, "longer than")]
+    {
+        let mut bytes = draw(&mut Chance(1));
+        bytes[place..place + 4].copy_from_slice(&u32::MAX.to_le_bytes());
+        bytes[place + 4..place + 8].copy_from_slice(&u32::MAX.to_le_bytes());
+        seal(&mut bytes, None);
+        checks::segment(&bytes);
+        let memory = MemoryDisk::new();
+        memory.put(SEGMENT, &bytes);
+        let error = Log::open(Arc::new(memory), log_settings(64), NOW_US).err().expect("it is refused");
+        assert!(error.to_string().contains(impossible), "{error}");
+    }
+}
