@@ -128,11 +128,6 @@ def machine() -> str:
     return f"{cores} cores of {cpu}, {memory:.0f} GiB, {system}, Python {platform.python_version()}"
 
 
-def stolen_ticks() -> int:
-    """The processors' time that the host has given to others so far, in the kernel's ticks, over all cores."""
-    return int(Path("/proc/stat").read_text().split()[8])
-
-
 def preface(command: str, *, scale: float = 1.0) -> str:
     """What one must know of the machine to read any figure."""
     load, (flush, slow_flush) = os.getloadavg()[0], flush_ms(ROOT / ".bench")

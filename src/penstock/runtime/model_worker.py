@@ -9,6 +9,7 @@ answer's time. It ends with its parent, whichever way that ends.
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -56,6 +57,9 @@ def main(arguments: list[str]) -> None:
             reason = error.message if isinstance(error, DefinitionError) else describe(error)
             gate.sendall(encode([(WARM_UP, FAILED, reason.encode())]))
             sys.exit(1)
+        # What is loaded by now stays: a collection that walks it would hold a batch back.
+        gc.collect()
+        gc.freeze()
         gate.sendall(encode([(WARM_UP, SCORES, b"")]))
         serve_batches(gate, function)
 
@@ -149,7 +153,7 @@ def score(frame: pl.DataFrame, function: Score) -> bytes:
         raise WrongAnswerError(f"the model returned a Series of {scores.dtype.base_type()}, not of numbers")
     if len(scores) != frame.height:
         raise WrongAnswerError(f"the model returned {len(scores)} scores for {frame.height} rows")
-    numbers = scores.cast(pl.Float64).fill_null(float("nan")).to_numpy()
+    numbers = scores.cast(pl.Float64).to_numpy()  # where a null is NaN; `fill_null` would plan a query
     return np.where(np.isfinite(numbers), numbers, np.nan).astype("<f8", copy=False).tobytes()
 
 
