@@ -30,6 +30,8 @@ MINUTES ?= 20
 # How long for each reader of bytes, and which: make fuzz FOR=600 TARGET="json arrow"
 FOR ?= 60
 TARGET ?=
+# Bytes that failed, once more: make fuzz AGAIN=native/target/fuzz/failed/json-crash-…
+AGAIN ?=
 
 .PHONY: help demo test test-long test-core test-python simulate simulate-long fuzz bench bench-ids bench-peers soak check audit clean ready test-ready
 
@@ -68,7 +70,7 @@ simulate-long: test-ready
 	@$(SIMULATE) whatever_happens -- --nocapture
 
 fuzz: test-ready
-	@$(CARGO) $(PYO3) scripts/fuzz $(FOR) $(TARGET)
+	@$(CARGO) $(PYO3) AGAIN="$(AGAIN)" scripts/fuzz $(FOR) $(TARGET)
 
 test-long: test-ready
 	@$(MAKE) -s bench-ids
@@ -82,6 +84,7 @@ check: test-ready
 	@$(BIN)/mypy
 	@$(CARGO) scripts/find-cargo --tools
 	@$(CARGO) cargo fmt --manifest-path native/Cargo.toml --check
+	@$(CARGO) cargo fmt --manifest-path native/fuzz/Cargo.toml --check
 	@$(CARGO) $(PYO3) cargo clippy --manifest-path native/Cargo.toml --release --locked --all-targets --features python -- -D warnings
 
 # Not part of `make test`: what was sound yesterday may not be today, whatever was changed.

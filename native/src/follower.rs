@@ -285,6 +285,8 @@ impl Follower {
     fn process_gathered(&mut self) -> Result<()> {
         let Gathered { source, base, batches, marks, decisions, .. } = std::mem::take(&mut self.gathered);
         if let Some((topic, compared)) = source {
+            // What lacks something here need not come out as it did where it did not.
+            let compared = compared.filter(|&policy| !self.lacks(policy));
             // Some may have been stored when a field of theirs was still required.
             let batch = concat_batches(&self.plan.topics[topic].schema().arrow(), &batches)
                 .map_err(|error| Error::invalid(format!("could not join stored events: {error}")))?;
@@ -305,6 +307,15 @@ impl Follower {
             self.compare(policy, &table);
         }
         Ok(())
+    }
+
+    /// Whether a feature of this policy does not see all that it should.
+    fn lacks(&self, policy: usize) -> bool {
+        let reads = &self.plan.features[self.plan.policies[policy].features].reads;
+        reads.iter().any(|&(store, read)| {
+            let gaps = self.engine.store(store).gaps(self.engine.evict_before(store));
+            gaps.iter().any(|gap| gap.read == read)
+        })
     }
 
     /// The policy that an event entered by, if the pipeline still has it.

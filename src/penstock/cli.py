@@ -445,11 +445,19 @@ def snapshot_drop_command(sequence: int, **options: Any) -> None:
 
 @commands.command("backup")
 @click.argument("target", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--check", is_flag=True, help="Compare the copy in DIR with its manifest instead; 1 where it differs.")
 @settings_options("data")
-def backup_command(target: Path, **options: Any) -> None:
+def backup_command(target: Path, check: bool, **options: Any) -> None:
     """Copy a data directory to the new folder DIR, whether or not a service writes it."""
-    from penstock.runtime.backup import back_up
+    from penstock.runtime.backup import back_up, check_backup
 
+    if check:
+        manifest, wrong = check_backup(target)
+        state = "DAMAGED" if wrong else "as it was copied"
+        files = number_of(len(manifest["files"]), "file")
+        lines = [f"{state}: {files} up to commit {manifest['sequence']:,}", *(f"  {each}" for each in wrong)]
+        click.echo("\n".join(lines))
+        sys.exit(1 if wrong else 0)
     manifest = back_up(read_options(options)["data"], target)
     files = number_of(len(manifest["files"]), "file")
     click.echo(f"copied {files} to {target}: everything up to commit {manifest['sequence']:,}")

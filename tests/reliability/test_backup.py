@@ -8,7 +8,7 @@ import random
 import shutil
 from pathlib import Path
 
-from processes import fail, running, succeed
+from processes import fail, penstock, running, succeed
 from reliability.caller import Caller
 from reliability.ledger import Ledger
 from reliability.load import Load
@@ -48,6 +48,7 @@ def test_a_backup_of_a_service_under_load_is_sound_and_has_all_that_was_acknowle
         assert (status, report["torn_bytes"], report["last_sequence"]) == (0, 0, manifest["sequence"])
         held = report["rows"]["payments"]
         assert held >= acknowledged
+        assert f"as it was copied: {len(manifest['files'])} file" in succeed("backup", "--check", copy)
         restored = tmp_path / "restored"
         shutil.copytree(copy, restored)
         with running(restored, *SETTINGS, app=APP) as service:
@@ -60,3 +61,25 @@ def test_a_backup_of_a_service_under_load_is_sound_and_has_all_that_was_acknowle
     assert len(copies) == 3 and copies[-1][1] > 100
     assert not ledger.findings.all()
     assert "is there already" in fail("backup", copies[0][0], "--data", data)
+    check_what_a_check_tells(copies[0][0])
+
+
+def check_what_a_check_tells(copy: Path) -> None:
+    segment = min((copy / "log").glob("*.segment"))
+    name = f"log/{segment.name}"
+    contents = bytearray(segment.read_bytes())
+    contents[len(contents) // 2] ^= 1
+    segment.write_bytes(contents)
+    assert f"{name} is not as it was copied" in damaged(copy)
+    segment.unlink()
+    assert f"{name} is missing" in damaged(copy)
+    (copy / "backup.json").write_text("[]")
+    assert "backup.json cannot be read" in fail("backup", "--check", copy)
+    (copy / "backup.json").unlink()
+    assert "has no backup.json" in fail("backup", "--check", copy)
+
+
+def damaged(copy: Path) -> str:
+    checked = penstock("backup", "--check", copy)
+    assert checked.returncode == 1, checked.stderr
+    return checked.stdout

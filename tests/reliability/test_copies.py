@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
+import select
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 
-from processes import fail, patient_first, payment, running
+from penstock import _native
+from penstock.runtime.app import load_app
+from penstock.runtime.gate import DECIDE
+from penstock.runtime.plan import compile_plan
+from processes import FIRST, fail, patient_first, payment, penstock, running
+from reliability.test_damage import GATE
 
 APP = ("--segment-bytes", "16MiB")
 
@@ -52,3 +61,46 @@ def test_a_log_with_a_file_of_its_copy_is_refused(tmp_path: Path, file: str) -> 
         return
     refused = fail("run", patient_first(tmp_path), "--data", copy, "--port", "0")
     assert "is damaged at byte" in refused and "was durable" in refused
+
+
+@pytest.mark.parametrize("witness", ["snapshots", "ids"])
+@pytest.mark.parametrize("log", ["older", "none"])
+def test_an_older_log_than_what_was_made_of_it_is_refused_however_often(tmp_path: Path, witness: str, log: str) -> None:
+    """Whoever brings back one folder from an older copy would lose what was acknowledged since, and not be told."""
+    data, old = tmp_path / "data", tmp_path / "old"
+    decide(data, range(1, 5))
+    shutil.copytree(data / "log", old)
+    decide(data, range(5, 40))
+    with running(data, *APP, "--snapshot-every", "100ms") as service:
+        service.decide(payment(40))
+        while not any((data / "snapshots").glob("*.snapshot")):
+            time.sleep(0.05)
+        assert service.end() == 0
+    other = {"snapshots", "ids"} - {witness}
+    for folder in ("log", *other):
+        shutil.rmtree(data / folder)
+    if log == "older":
+        shutil.copytree(old, data / "log")
+    assert list((data / witness).iterdir())
+    for _ in range(3):
+        refused = fail("run", patient_first(tmp_path), "--data", data, "--port", "0")
+        assert "was durable" in refused and "penstock log verify" in refused
+    verified = json.loads(penstock("log", "verify", "--json", "--data", data).stdout)
+    assert not verified["sound"]
+    assert "was durable" in verified["damages"][0]["what"]
+
+
+def decide(data: Path, numbers: range) -> None:
+    """Decide with so few ids in memory that most are in files."""
+    settings = {**GATE, "memory_ids": 4}
+    plan = compile_plan(load_app(FIRST)).to_json()
+    data.mkdir(exist_ok=True)
+    gate = _native.Gate(plan, str(data), json.dumps(settings))
+    ready = gate.start()
+    for number in numbers:
+        gate.submit([(number, DECIDE, 0, json.dumps(payment(number)).encode(), 0)])
+        while not (answers := gate.take()):
+            select.select([ready], [], [], 30)
+            os.eventfd_read(ready)
+        assert [(handle, status) for handle, status, _, _ in answers] == [(number, 200)]
+    gate.stop()

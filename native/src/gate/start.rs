@@ -48,7 +48,8 @@ impl Core {
         progress: Progress,
     ) -> Result<(Core, Started)> {
         let (plan, segment_bytes) = (Arc::new(plan), log_settings.segment_bytes);
-        let (mut log, recovery) = Log::open(disk.clone(), log_settings, clock.now_us())?;
+        let known = durable_elsewhere(disk.as_ref())?;
+        let (mut log, recovery) = Log::open_knowing(disk.clone(), log_settings, clock.now_us(), known)?;
         let (topics, policies) = define_all(&plan, &mut log, clock.now_us())?;
         crate::snapshot::remove_drafts(disk.as_ref())?;
         let mut ids = Ids::open(disk.clone(), ids_settings)?;
@@ -190,6 +191,13 @@ impl Core {
         }
         Ok(())
     }
+}
+
+/// The newest commit that other files than the log's are of, which are made of what is durable: a log without it is an
+/// older copy, or has lost what was acknowledged.
+pub fn durable_elsewhere(disk: &dyn Disk) -> Result<u64> {
+    let snapshot = crate::snapshot::list(disk)?.last().copied();
+    Ok(ids::newest_commit(disk)?.max(snapshot.unwrap_or(0)))
 }
 
 /// What a segment has beyond a cycle's largest commit, for what is in flight: up to a quarter of it. The catalog may

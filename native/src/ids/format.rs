@@ -24,6 +24,8 @@ const BLOCK_HEADER_BYTES: usize = 8;
 const ENTRY_BYTES: usize = 14;
 const MAGIC: &[u8; 8] = b"penstids";
 const VERSION: u32 = 1;
+/// No file has more ids or lines of a filter, and no log more commits, so that lengths and places can be reckoned.
+const MOST: u64 = 1 << 48;
 
 pub(super) struct Header {
     pub(super) span: Span,
@@ -65,10 +67,14 @@ impl Header {
             oldest_us: i64::from_le_bytes(take(bytes, 32)),
             newest_us: i64::from_le_bytes(take(bytes, 40)),
         };
+        let (ids, lines) = (u64::from_le_bytes(take(bytes, 48)), u64::from_le_bytes(take(bytes, 56)));
+        if span.first > span.last || span.last.max(ids).max(lines) > MOST {
+            return Err("the header tells of what no file can hold");
+        }
         Ok(Header {
             span,
-            ids: u64::from_le_bytes(take(bytes, 48)),
-            lines: u64::from_le_bytes(take(bytes, 56)),
+            ids,
+            lines,
             fences_crc: u32::from_le_bytes(take(bytes, 64)),
             filter_crc: u32::from_le_bytes(take(bytes, 68)),
         })
@@ -191,6 +197,18 @@ mod tests {
         assert_eq!((copy.span, copy.ids, copy.lines), (SPAN, 293, 10));
         assert_eq!((copy.fences_crc, copy.filter_crc), (1, 2));
         assert_eq!(copy.file_bytes(), 4096 * 3 + 8 * 2 + 64 * 10);
+    }
+
+    #[test]
+    fn a_header_of_what_no_file_can_hold_is_refused() {
+        let spans = [SPAN, SPAN, Span { first: 9, last: 3, ..SPAN }, Span { last: u64::MAX, ..SPAN }];
+        for (span, ids, lines) in
+            [(spans[0], u64::MAX, 1), (spans[1], 1, u64::MAX), (spans[2], 1, 1), (spans[3], 1, 1)]
+        {
+            let header = Header { span, ids, lines, fences_crc: 1, filter_crc: 2 };
+            let error = Header::from_bytes(&header.to_bytes()).err();
+            assert_eq!(error, Some("the header tells of what no file can hold"));
+        }
     }
 
     #[test]

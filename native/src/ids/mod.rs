@@ -42,6 +42,11 @@ pub fn verify(disk: &dyn Disk) -> Result<(u64, Vec<Error>)> {
     open::verify(disk)
 }
 
+/// The newest commit that a file of ids is of, by its name: it was durable before the file was written. 0 without one.
+pub fn newest_commit(disk: &dyn Disk) -> Result<u64> {
+    open::newest_commit(disk)
+}
+
 /// The hash under which a topic's event id is kept; an id that is text is given as its UTF-8.
 pub fn hash(topic: u16, id: &[u8]) -> u64 {
     xxh3_64_with_seed(id, topic.into())

@@ -22,9 +22,7 @@ pub(super) fn damaged(path: &str) -> String {
 
 /// The generations from the oldest to the newest, and what was found unusable. What is not used is removed.
 pub(super) fn open_generations(disk: &dyn Disk) -> Result<(Vec<Arc<Generation>>, Vec<Error>)> {
-    let listed =
-        disk.list(FOLDER).map_err(|error| Error::io(format!("could not list the folder {FOLDER}"), error))?;
-    let mut files: Vec<Candidate> = listed.iter().filter_map(Candidate::of).collect();
+    let mut files = candidates(disk)?;
     files.sort_by_key(Candidate::order);
     let mut found = Found { next: files.first().map_or(0, |file| file.first), ..Found::default() };
     for file in files {
@@ -36,10 +34,8 @@ pub(super) fn open_generations(disk: &dyn Disk) -> Result<(Vec<Arc<Generation>>,
 
 /// Read all of the files that a start would use, and change nothing: how many there are, and what is damaged of them.
 pub(super) fn verify(disk: &dyn Disk) -> Result<(u64, Vec<Error>)> {
-    let listed =
-        disk.list(FOLDER).map_err(|error| Error::io(format!("could not list the folder {FOLDER}"), error))?;
     let (mut count, mut damage) = (0, Vec::new());
-    for file in listed.iter().filter_map(Candidate::of).filter(|file| file.finished) {
+    for file in candidates(disk)?.into_iter().filter(|file| file.finished) {
         match read_all(disk, &file) {
             Ok(()) => count += 1,
             // A service that runs has merged it meanwhile.
@@ -52,6 +48,17 @@ pub(super) fn verify(disk: &dyn Disk) -> Result<(u64, Vec<Error>)> {
         }
     }
     Ok((count, damage))
+}
+
+pub(super) fn newest_commit(disk: &dyn Disk) -> Result<u64> {
+    let files = candidates(disk)?;
+    Ok(files.iter().filter(|file| file.finished).map(|file| file.last).max().unwrap_or(0))
+}
+
+fn candidates(disk: &dyn Disk) -> Result<Vec<Candidate>> {
+    let listed =
+        disk.list(FOLDER).map_err(|error| Error::io(format!("could not list the folder {FOLDER}"), error))?;
+    Ok(listed.iter().filter_map(Candidate::of).collect())
 }
 
 fn read_all(disk: &dyn Disk, file: &Candidate) -> Result<()> {

@@ -41,5 +41,5 @@ pub use place::{Address, Position};
 pub use reader::{Reader, first_sequence, newest_catalog, seek_offset, seek_sequence, seek_time};
 pub use runs::Runs;
 pub use settings::Settings;
-pub use verify::{Damage, Report, verify};
+pub use verify::{Damage, Report, verify, verify_knowing};
 pub use writer::{Committed, Log, POSITIONS_MAX, Recovery, Trimmed};

@@ -33,16 +33,19 @@ pub(super) struct Recovered {
     pub cut_bytes: u64,
 }
 
-/// Find the end of the log, and cut a torn tail off; nothing where there is no log yet.
-pub(super) fn recover(disk: &dyn Disk, slot: Option<Slot>) -> Result<Option<Recovered>> {
+/// Find the end of the log, and cut a torn tail off; nothing where there is no log yet. That a commit was durable may be
+/// known by the slot or from elsewhere.
+pub(super) fn recover(disk: &dyn Disk, slot: Option<Slot>, known: u64) -> Result<Option<Recovered>> {
     let segments = segment::list(disk)?;
-    let Some(&(last, _)) = segments.last() else { return refuse_lost_segments(slot) };
+    let Some(&(last, _)) = segments.last() else {
+        return refuse_lost_segments(slot.map_or(known, |slot| slot.sequence.max(known)));
+    };
     check_no_segment_is_missing(disk, &segments)?;
     let file = segment::open(disk, last, Mode::Write)?;
     // What a crashed process wrote may be in memory only: make it durable before anything is decided on it.
     file.sync().map_err(|error| Error::io(format!("could not sync {}", segment::path(last)), error))?;
     let mut walk = Walk::over(file.clone(), last)?;
-    let mut tail = walk_to_tail(&mut walk, slot)?;
+    let mut tail = walk_to_tail(&mut walk, slot, known)?;
     let end_of_content = refuse_damage(&mut walk, &mut tail)?;
     write_again(&walk, file.as_ref(), slot)?;
     cut(&walk, file.as_ref(), end_of_content)?;
@@ -51,14 +54,15 @@ pub(super) fn recover(disk: &dyn Disk, slot: Option<Slot>) -> Result<Option<Reco
     Ok(Some(Recovered { segments, file, end: walk, last_offset, catalog, cut_bytes }))
 }
 
-fn refuse_lost_segments(slot: Option<Slot>) -> Result<Option<Recovered>> {
-    match slot {
-        None => Ok(None),
-        Some(slot) => {
-            let what = format!("commit {} was durable, but there is no segment", slot.sequence);
-            Err(damaged(segment::FOLDER, 0, &what))
-        }
+fn refuse_lost_segments(durable: u64) -> Result<Option<Recovered>> {
+    match durable {
+        0 => Ok(None),
+        _ => Err(damaged(segment::FOLDER, 0, &no_segment(durable))),
     }
+}
+
+pub(super) fn no_segment(durable: u64) -> String {
+    format!("commit {durable} was durable, but there is no segment")
 }
 
 /// The segments are numbered without gaps, so the first and the last tell how many there are.
@@ -91,9 +95,9 @@ struct Tail {
     what: &'static str,
 }
 
-fn walk_to_tail(walk: &mut Walk, slot: Option<Slot>) -> Result<Tail> {
+fn walk_to_tail(walk: &mut Walk, slot: Option<Slot>, known: u64) -> Result<Tail> {
     // A segment gets its name after its first commit is on disk.
-    let first = walk.segment.first_sequence;
+    let first = walk.segment.first_sequence.max(known);
     let durable = slot.map_or(first, |slot| slot.sequence.max(first));
     let mut tail = Tail { catalog: Catalog::default(), last_offset: walk.offset, durable, what: "" };
     loop {

@@ -12,6 +12,7 @@ use super::columns::Decoded;
 use super::commit;
 use super::durable::DurableReader;
 use super::frame;
+use super::recovery::no_segment;
 use super::segment;
 use super::walk::{Frame, Link, Step, Walk};
 use crate::disk::Disk;
@@ -42,9 +43,15 @@ pub struct Damage {
 
 /// Check every commit of every segment. An error means that the files could not be read at all.
 pub fn verify(disk: Arc<dyn Disk>) -> Result<Report> {
+    verify_knowing(disk, 0)
+}
+
+/// The same for a log of which other files tell that it had this commit.
+pub fn verify_knowing(disk: Arc<dyn Disk>, known: u64) -> Result<Report> {
     let slot = DurableReader::default().read(disk.as_ref())?;
     let segments = segment::list(disk.as_ref())?;
-    let mut check = Check { durable: slot.map_or(0, |slot| slot.sequence), ..Check::default() };
+    let durable = slot.map_or(known, |slot| slot.sequence.max(known));
+    let mut check = Check { durable, ..Check::default() };
     check.report.first_sequence = segments.first().map_or(0, |(first, _)| *first);
     for (index, (first_sequence, _)) in segments.iter().enumerate() {
         check.report.segments += 1;
@@ -52,12 +59,8 @@ pub fn verify(disk: Arc<dyn Disk>) -> Result<Report> {
         let checked = check.segment(disk.as_ref(), *first_sequence, next);
         check.note(checked, &segment::path(*first_sequence))?;
     }
-    if let (Some(slot), []) = (slot, &segments[..]) {
-        check.damage(
-            segment::FOLDER,
-            0,
-            &format!("commit {} was durable, but there is no segment", slot.sequence),
-        );
+    if durable > 0 && segments.is_empty() {
+        check.damage(segment::FOLDER, 0, &no_segment(durable));
     }
     let mut report = check.report;
     report.sound = report.damages.is_empty();

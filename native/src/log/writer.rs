@@ -92,6 +92,16 @@ pub struct Log {
 
 impl Log {
     pub fn open(disk: Arc<dyn Disk>, settings: Settings, now_us: i64) -> Result<(Log, Recovery)> {
+        Log::open_knowing(disk, settings, now_us, 0)
+    }
+
+    /// A log of which other files tell that it had this commit: one that ends before it is refused, and not written to.
+    pub fn open_knowing(
+        disk: Arc<dyn Disk>,
+        settings: Settings,
+        now_us: i64,
+        known: u64,
+    ) -> Result<(Log, Recovery)> {
         settings.check()?;
         let durable_file = DurableFile::open(disk.as_ref())?;
         for folder in ["", FOLDER] {
@@ -100,7 +110,7 @@ impl Log {
         }
         let slot = DurableReader::default().read(disk.as_ref())?;
         let spare = Spare::new(disk.clone(), settings.segment_bytes, settings.background)?;
-        let (mut log, cut_bytes) = match recovery::recover(disk.as_ref(), slot)? {
+        let (mut log, cut_bytes) = match recovery::recover(disk.as_ref(), slot, known)? {
             Some(recovered) => {
                 let cut_bytes = recovered.cut_bytes;
                 (Log::resume(disk, settings, recovered, durable_file, spare), cut_bytes)

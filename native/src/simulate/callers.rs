@@ -187,7 +187,7 @@ impl Run {
         let now_us = self.clock.now_us();
         let clock_us = (now_us, now_us);
         let full = self.limited || self.unallocated;
-        let unreadable = self.unreadable || self.ids_damaged;
+        let unreadable = self.unreadable || !self.rotten.is_empty();
         let (letters, told, expected) = (Vec::new(), false, None);
         let alone = first;
         Flight { kind, target, lines, letters, clock_us, full, unreadable, told, expected, first, alone }

@@ -49,7 +49,7 @@ impl Run {
             Stop::Broken(broken) => Err(broken),
             Stop::Gate(error) => {
                 let fault = self.disk.disarm();
-                let rotten = self.ids_damaged && error.contains("ids/");
+                let rotten = self.is_rotten(&error);
                 ensure(fault.is_some() || self.limited || rotten, || {
                     format!("the gate has stopped: {error}")
                 })?;

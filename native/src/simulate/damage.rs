@@ -63,7 +63,9 @@ impl Run {
         let Some(place) = self.draw_place_beside_the_log() else { return };
         self.note(&format!("flip: {}", place.class), format!("{} at {}", place.path, place.offset));
         self.disk.flip(&place.path, place.offset, mask);
-        self.ids_damaged |= place.path.starts_with("ids/");
+        if place.path.starts_with("ids/") {
+            self.rotten.push(place.path);
+        }
     }
 
     fn draw_place_in_log(&mut self) -> Option<Place> {
@@ -132,13 +134,11 @@ impl Run {
                 ensure(!report.sound, || format!("{what}: verify finds it sound"))?;
             }
         }
-        let (settings, log_settings, ids_settings) = self.settings.clone();
-        let (plan, clock) = (self.pipeline.plan(), self.clock.clone());
-        match Core::open(plan, shared, clock, settings, log_settings, ids_settings, &mut |_, _, _| {}) {
+        match self.open_on(shared, &self.pipeline) {
             Ok((core, _)) => self.ask_damaged(core, place, &what),
             Err(error) => {
-                let ids = self.ids_damaged && error.to_string().starts_with("ids/");
-                ensure(ids || names(&error, place), || format!("{what}: no start: {error}"))
+                let fits = self.is_rotten(&error.to_string()) || names(&error, place);
+                ensure(fits, || format!("{what}: no start: {error}"))
             }
         }
     }
@@ -235,7 +235,7 @@ impl Run {
         let answers = match core.step(vec![request], Told::default()) {
             Ok(answers) => answers,
             // The next start does without the file.
-            Err(error) if self.ids_damaged && error.to_string().starts_with("ids/") => return Ok(None),
+            Err(error) if self.is_rotten(&error.to_string()) => return Ok(None),
             Err(error) => return Err(format!("{what}: {error}")),
         };
         let answer = answers.into_iter().find(|answer| answer.handle == 1 && answer.flags & MODEL == 0);

@@ -439,8 +439,8 @@ pub fn check_lookup(
         return Ok(());
     }
     if status == 404 && code() == "not_found" {
-        let retain_us = pipeline.topics.iter().map(|topic| topic.retain_us).max().unwrap_or(0);
-        let known = history.remembered(id, retain_us, flight.clock_us.1).map(|place| &history.past[place]);
+        let known =
+            history.remembered(id, pipeline.retain_us(), flight.clock_us.1).map(|place| &history.past[place]);
         let known = known.is_some_and(|past| past.origin.as_deref() == Some(policy.name));
         return ensure(!known, || format!("{what}: {id:?} is not found"));
     }

@@ -13,8 +13,13 @@ impl Run {
     pub(super) fn follow(&mut self) -> Result<(), Broken> {
         let armed = self.chance.percent(15);
         if armed {
-            let fault =
-                *self.chance.pick(&[Fault::Stop, Fault::StopAfter, Fault::FailedSync, Fault::ShortWrite]);
+            let fault = *self.chance.pick(&[
+                Fault::Stop,
+                Fault::StopAfter,
+                Fault::FailedSync,
+                Fault::ShortWrite,
+                Fault::FailedRead,
+            ]);
             self.disk.arm(fault, 1 + self.chance.below(8) as u64);
         }
         let followed = self.follow_on();

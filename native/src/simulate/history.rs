@@ -40,6 +40,8 @@ pub struct Past {
     pub sequence: u64,
     pub commit_us: i64,
     pub remembered: bool,
+    /// Older than any topic of an earlier pipeline remembered its ids: that one may have removed it.
+    forgotten: bool,
 }
 
 #[derive(Default)]
@@ -60,7 +62,7 @@ pub struct History {
     /// Pipelines by what the log notes of their state, and that of the last commit.
     states: BTreeMap<String, Arc<Pipeline>>,
     state: Option<Arc<Pipeline>>,
-    /// Features that start has said lack something.
+    /// Features that the newest start has said lack something.
     incomplete: Vec<Incomplete>,
     /// What was sent under an id.
     pub sent: BTreeMap<Id, Vec<Row>>,
@@ -89,9 +91,17 @@ impl History {
         self.states.insert(fingerprint(&pipeline.plan()), pipeline.clone());
     }
 
-    /// A start has said what it could not build.
-    pub fn lacks(&mut self, incomplete: &[Incomplete]) {
-        self.incomplete.extend_from_slice(incomplete);
+    /// A start has said what it could not build: everything else is there from now on.
+    pub fn lacks(&mut self, incomplete: Vec<Incomplete>) {
+        self.incomplete = incomplete;
+    }
+
+    /// A pipeline ends that has removed ids of this age.
+    pub fn forget(&mut self, retain_us: i64) {
+        let since = self.forgotten_us.saturating_sub(retain_us);
+        for past in self.past.iter_mut().filter(|past| past.commit_us <= since) {
+            past.forgotten = true;
+        }
     }
 
     /// Take in the next commit of the log, or compare one that was taken in before.
@@ -199,6 +209,7 @@ impl History {
                 sequence: commit.sequence,
                 commit_us: commit.time_us,
                 remembered: mark & STATELESS == 0,
+                forgotten: false,
             });
         }
         Ok(())
@@ -215,7 +226,8 @@ impl History {
         let since = self.forgotten_us.max(now_us).saturating_sub(retain_us);
         let known = self.ids.get(id)?.iter().copied();
         known.rev().find(|&place| {
-            self.past[place].commit_us > since && self.past[place].sequence >= self.first_sequence
+            let past = &self.past[place];
+            past.commit_us > since && past.sequence >= self.first_sequence && !past.forgotten
         })
     }
 
@@ -234,6 +246,7 @@ impl History {
             sequence: 0,
             commit_us: 0,
             remembered: true,
+            forgotten: false,
         }
     }
 

@@ -28,6 +28,7 @@ mod pipeline;
 mod recompute;
 mod restart;
 mod run;
+mod settings;
 mod summary;
 mod tests;
 

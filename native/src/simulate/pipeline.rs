@@ -69,12 +69,11 @@ pub struct Rule {
 
 impl Pipeline {
     pub fn draw(chance: &mut Chance) -> Pipeline {
-        let retain_us = *chance.pick(&[60 * SECOND, 3600 * SECOND]);
         let lateness_us = *chance.pick(&LATENESSES);
         let id = if chance.percent(50) { Type::Text } else { Type::Int64 };
-        let mut topics = vec![payments(id, retain_us, lateness_us)];
+        let mut topics = vec![payments(id, *chance.pick(&RETAINS), lateness_us)];
         if chance.percent(60) {
-            topics.push(reports(retain_us, lateness_us));
+            topics.push(reports(*chance.pick(&RETAINS), lateness_us));
         }
         topics.iter_mut().for_each(|topic| topic.dead_letters = chance.percent(60));
         let mut pipeline =
@@ -89,11 +88,12 @@ impl Pipeline {
     }
 
     /// What a user may do between two starts: a feature comes, goes or is defined anew, a rule changes, a field is
-    /// added, loosened or moved, a policy or a topic goes or comes back. The words are what changed.
+    /// added, loosened or moved, a policy or a topic goes or comes back, ids are remembered for longer or less long. The
+    /// words are what changed.
     pub fn change(&mut self, chance: &mut Chance) -> &'static str {
         let count = self.policies.len();
         let policy = &mut self.policies[chance.below(count)];
-        match chance.below(11) {
+        match chance.below(12) {
             0 => {
                 let name = format!("g{}", chance.below(1000));
                 if policy.features.iter().all(|feature| feature.name != name) {
@@ -169,11 +169,58 @@ impl Pipeline {
                 self.topics.extend(self.removed_topic.take());
                 "a topic comes back"
             }
+            10 => {
+                let index = chance.below(self.topics.len());
+                self.topics[index].retain_us = *chance.pick(&RETAINS);
+                "how long a topic's ids are remembered"
+            }
             _ => {
                 policy.rules = draw_rules(&self.topics, policy, chance);
                 "the rules change"
             }
         }
+    }
+
+    /// What would misread the log, what it is, and a part of what a start says to it; none where nothing can be.
+    pub fn mistake(&self, chance: &mut Chance) -> Option<(Pipeline, &'static str, &'static str)> {
+        let mut mistaken = self.clone();
+        let index = chance.below(self.topics.len());
+        let Topic { fields, id, time, .. } = &mut mistaken.topics[index];
+        let what = match chance.below(5) {
+            0 => {
+                fields.push(Field { name: "new".into(), kind: Type::Int64, optional: false });
+                "a field that stored events lack"
+            }
+            1 => {
+                let field = fields.iter_mut().find(|field| field.name == *id).expect("a topic has an id");
+                field.kind = if field.kind == Type::Text { Type::Int64 } else { Type::Text };
+                "an id of another type"
+            }
+            2 => {
+                let field = fields.iter_mut().find(|field| field.name == "note").expect("each topic has it");
+                field.name = "remark".into();
+                "a field with another name"
+            }
+            3 => {
+                fields.push(Field { name: "at".into(), kind: Type::Timestamp, optional: true });
+                *time = "at";
+                "another time of the event"
+            }
+            _ => {
+                let other = (self.policies[0].topic + 1) % self.topics.len();
+                if other == self.policies[0].topic {
+                    return None;
+                }
+                mistaken.policies[0] = draw_policy(&self.topics, self.policies[0].name, other, false, chance);
+                return Some((mistaken, "a policy of another topic", "decided on topic"));
+            }
+        };
+        Some((mistaken, what, "would be misread"))
+    }
+
+    /// The longest time that a topic remembers its ids.
+    pub fn retain_us(&self) -> i64 {
+        self.topics.iter().map(|topic| topic.retain_us).max().unwrap_or(0)
     }
 
     /// With the policy that decides on it, and all features of its events.
@@ -345,6 +392,7 @@ impl StoreDraft {
 
 // What is drawn.
 
+const RETAINS: [i64; 2] = [60 * SECOND, 3600 * SECOND];
 const LATENESSES: [i64; 2] = [30 * SECOND, 120 * SECOND];
 const ON_FULL: [&str; 2] = ["refuse", "fallback"];
 const LENGTHS: [Option<i64>; 5] =

@@ -4,9 +4,13 @@ use std::sync::Arc;
 
 use super::Broken;
 use super::disk::{Fault, Loss};
+use super::history::ensure;
 use super::pipeline::Pipeline;
 use super::run::Run;
-use crate::gate::Core;
+use super::settings::Settings;
+use crate::disk::Disk;
+use crate::follower::Incomplete;
+use crate::gate::{Core, Started};
 
 impl Run {
     /// The gate ends: killed, stopped, in the middle of a call, or with the machine.
@@ -84,29 +88,62 @@ impl Run {
             self.note("pipeline changed", what.into());
             self.replace_pipeline(changed);
         }
+        if self.chance.percent(self.odds.change) {
+            let what = self.settings.change(&mut self.chance);
+            self.note("settings changed", what.into());
+        }
+        if self.chance.percent(self.odds.mistake) {
+            self.mistake()?;
+        }
         self.start()
     }
 
     pub(super) fn replace_pipeline(&mut self, changed: Pipeline) {
+        self.history.forget(self.pipeline.retain_us());
         self.pipeline = Arc::new(changed);
+        self.settings.ids.retain_us = self.pipeline.retain_us();
         self.follower = None;
         self.history.define(&self.pipeline);
+    }
+
+    /// A pipeline that would misread the log is refused in words, and nothing has changed.
+    fn mistake(&mut self) -> Result<(), Broken> {
+        let Some((mistaken, what, said)) = self.pipeline.mistake(&mut self.chance) else { return Ok(()) };
+        match self.open_on(self.shared(), &mistaken) {
+            Ok(_) => Err(format!("{what}: a start takes it")),
+            Err(error) => {
+                let error = error.to_string();
+                ensure(error.contains(said) || self.limited, || format!("{what}: a start says {error}"))?;
+                self.note("a start refuses", what.into());
+                Ok(())
+            }
+        }
     }
 
     /// Until it succeeds: without a fault it must.
     pub(super) fn start(&mut self) -> Result<(), Broken> {
         for attempt in 0..20 {
             if self.chance.percent(20) && attempt < 10 && self.history.sequence > 0 {
-                let fault =
-                    *self.chance.pick(&[Fault::Stop, Fault::StopAfter, Fault::ShortWrite, Fault::FailedSync]);
+                let fault = *self.chance.pick(&[
+                    Fault::Stop,
+                    Fault::StopAfter,
+                    Fault::ShortWrite,
+                    Fault::FailedSync,
+                    Fault::FailedRead,
+                ]);
                 self.disk.arm(fault, 1 + self.chance.below(30) as u64);
             }
             self.summary.starts += 1;
             let opened = self.open();
             let fault = self.disk.disarm();
             match opened {
-                Ok(()) => {
-                    let Some(fault) = fault else { break };
+                Ok(incomplete) => {
+                    // What could not be read it can do without.
+                    let Some(fault) = fault.filter(|fault| *fault != Fault::FailedRead) else {
+                        self.read_log()?;
+                        self.history.lacks(incomplete);
+                        break;
+                    };
                     self.core = None;
                     self.note(&format!("{fault:?} in a start"), String::new());
                 }
@@ -119,7 +156,7 @@ impl Run {
                     self.limited = false;
                 }
                 // The file is marked, and the next start does without it.
-                Err(error) if self.ids_damaged && error.starts_with("ids/") => {
+                Err(error) if self.is_rotten(&error) => {
                     self.note("a rotten file of ids: no start", error);
                 }
                 Err(error) => return Err(format!("no start: {error}")),
@@ -135,11 +172,9 @@ impl Run {
         if self.chance.percent(30) { self.check_state() } else { Ok(()) }
     }
 
-    pub(super) fn open(&mut self) -> Result<(), String> {
-        let (settings, log_settings, ids_settings) = self.settings.clone();
-        let (plan, clock) = (self.pipeline.plan(), self.clock.clone());
-        let shared = self.shared();
-        let opened = Core::open(plan, shared, clock, settings, log_settings, ids_settings, &mut |_, _, _| {});
+    /// A core on the pipeline and the disk as they are; what it says it could not build.
+    fn open(&mut self) -> Result<Vec<Incomplete>, String> {
+        let opened = self.open_on(self.shared(), &self.pipeline);
         let (core, started) = opened.map_err(|error| error.to_string())?;
         self.trace.push(format!(
             "started at commit {}: {} commits read, {} undecided, {} bytes cut, lacking {:?}",
@@ -149,8 +184,21 @@ impl Run {
             started.recovery.cut_bytes,
             started.incomplete
         ));
-        self.history.lacks(&started.incomplete);
         self.core = Some(core);
-        Ok(())
+        Ok(started.incomplete)
+    }
+
+    pub(super) fn open_on(
+        &self,
+        disk: Arc<dyn Disk>,
+        pipeline: &Pipeline,
+    ) -> crate::error::Result<(Core, Started)> {
+        let Settings { gate, log, ids } = self.settings.clone();
+        Core::open(pipeline.plan(), disk, self.clock.clone(), gate, log, ids, &mut |_, _, _| {})
+    }
+
+    /// Whether this is said of a file of ids that a bit was flipped in.
+    pub(super) fn is_rotten(&self, error: &str) -> bool {
+        self.rotten.iter().any(|path| error.contains(path))
     }
 }

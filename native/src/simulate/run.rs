@@ -8,17 +8,16 @@ use xxhash_rust::xxh3::Xxh3;
 use super::Broken;
 use super::chance::Chance;
 use super::clock::SimulatedClock;
-use super::controls::{Safeguard, is_off};
 use super::disk::SimulatedDisk;
 use super::door::{Door, Flight};
 use super::history::{History, Id, ensure};
 use super::pipeline::{Pipeline, SECOND};
+use super::settings::Settings;
 use super::summary::Summary;
 use crate::decode::Limits;
 use crate::disk::Disk;
 use crate::follower::Follower;
-use crate::gate::{Clock, Core, Settings};
-use crate::ids;
+use crate::gate::{Clock, Core};
 use crate::log::{self, Reader};
 
 pub(super) const BEGIN_US: i64 = 1_793_600_000 * SECOND;
@@ -38,6 +37,8 @@ pub(super) struct Odds {
     pub(super) space: u32,
     pub(super) power: u32,
     pub(super) change: u32,
+    /// A change that a start has to refuse.
+    pub(super) mistake: u32,
     /// Texts that are as long as one may be: a log of them soon comes to its retention.
     pub(super) long: u32,
     pub(super) flip: u32,
@@ -50,7 +51,7 @@ pub struct Run {
     pub(super) clock: Arc<SimulatedClock>,
     pub(super) disk: SimulatedDisk,
     pub(super) limits: Limits,
-    pub(super) settings: (Settings, log::Settings, ids::Settings),
+    pub(super) settings: Settings,
     pub(super) pipeline: Arc<Pipeline>,
     pub(super) history: History,
     pub(super) door: Door,
@@ -68,7 +69,8 @@ pub struct Run {
     pub(super) unreadable: bool,
     /// Space for the next segment may not be had.
     pub(super) unallocated: bool,
-    pub(super) ids_damaged: bool,
+    /// Files of ids that a bit was flipped in.
+    pub(super) rotten: Vec<String>,
     /// The gate has ended by itself, and all that it wrote is there.
     pub(super) settled: bool,
     pub(super) hash: Xxh3,
@@ -80,7 +82,6 @@ impl Run {
     pub fn new(seed: u64) -> Run {
         let mut chance = Chance::new(seed);
         let pipeline = Arc::new(Pipeline::draw(&mut chance));
-        let retain_us = pipeline.topics.iter().map(|topic| topic.retain_us).max().unwrap_or(0);
         let odds = Odds {
             ticks: 60 + chance.below(120),
             crash: *chance.pick(&[3, 10, 30]),
@@ -93,32 +94,18 @@ impl Run {
             space: *chance.pick(&[3, 30]),
             power: *chance.pick(&[20, 50, 90]),
             change: *chance.pick(&[0, 20, 50]),
+            mistake: *chance.pick(&[0, 10]),
             long: *chance.pick(&[1, 1, 10, 40]),
             flip: *chance.pick(&[0, 40, 100]),
         };
-        let settings = Settings {
-            state_bytes_max: *chance.pick(&[usize::MAX, usize::MAX, usize::MAX, 6_000]),
-            commit_bytes: *chance.pick(&[256, 1024]),
-            threads: 1,
-        };
-        let segment_bytes = *chance.pick(&[64 << 10, 64 << 10, 96 << 10]);
-        let log_settings = log::Settings {
-            segment_bytes,
-            compress_above: *chance.pick(&[64, 1000, usize::MAX]),
-            retention_us: chance.percent(30).then_some(60 * SECOND),
-            retention_bytes: chance.percent(50).then_some(segment_bytes),
-            background: false,
-            sync: !is_off(Safeguard::Sync),
-        };
-        let ids_settings =
-            ids::Settings { memory_ids: *chance.pick(&[4, 32, 100_000]), retain_us, background: false };
+        let settings = Settings::draw(&mut chance, &pipeline);
         Run {
             chance,
             odds,
             clock: Arc::new(SimulatedClock::new(BEGIN_US)),
             disk: SimulatedDisk::new(),
-            limits: Limits::of_segments(segment_bytes),
-            settings: (settings, log_settings, ids_settings),
+            limits: Limits::of_segments(settings.log.segment_bytes),
+            settings,
             pipeline,
             history: History::new(BEGIN_US),
             door: Door::default(),
@@ -132,7 +119,7 @@ impl Run {
             limited: false,
             unreadable: false,
             unallocated: false,
-            ids_damaged: false,
+            rotten: Vec::new(),
             settled: false,
             hash: Xxh3::new(),
             trace: Vec::new(),
@@ -195,7 +182,7 @@ impl Run {
         self.disk.disarm();
         self.disk.limit(None);
         self.limited = false;
-        self.odds = Odds { deadline: 0, flip: 0, change: 0, ..self.odds };
+        self.odds = Odds { deadline: 0, flip: 0, change: 0, mistake: 0, ..self.odds };
         self.trace.push("healing".into());
         self.end_gate(false);
         let mut whole = (*self.pipeline).clone();

@@ -58,16 +58,17 @@ impl Since {
         *self == Since::default()
     }
 
-    /// Without what no query to come can miss.
+    /// Without what no query to come can miss. What lies on the boundary stays: where events had been freed before
+    /// queries looked further back, these begin before the boundary says.
     pub fn after(&self, boundary: i64) -> Since {
         let newer = |all: &BTreeMap<String, i64>| {
             all.iter()
-                .filter(|(_, since)| **since > boundary)
+                .filter(|(_, since)| **since >= boundary)
                 .map(|(name, since)| (name.clone(), *since))
                 .collect()
         };
         Since {
-            events: self.events.filter(|since| *since > boundary),
+            events: self.events.filter(|since| *since >= boundary),
             columns: newer(&self.columns),
             filters: newer(&self.filters),
             parts: self.parts.iter().filter(|(_, since)| *since > i64::MIN).cloned().collect(),
@@ -244,7 +245,8 @@ fn since(saved: &Header, plan: &StorePlan, layout: &Layout, lacks: &Lacks, log_b
     since.filters.extend(lacks.filters.iter().map(|filter| (plan.filters[*filter].clone(), log_begin)));
     since.parts.retain(|(known, _)| !lacks.parts.iter().any(|part| known.feeds(part)));
     since.parts.extend(lacks.parts.iter().map(|part| (known_of(part, saved.known()), log_begin)));
-    since.after(i64::MIN)
+    // Where the log has its beginning it lacks nothing.
+    since.after(i64::MIN + 1)
 }
 
 /// A part that is incomplete: of newest events as many are right as were saved and right.

@@ -13,6 +13,8 @@ struct History {
     plan: StorePlan,
     events: Vec<Event>,
     clocks: Vec<i64>,
+    /// How far queries look behind the clock.
+    lateness: i64,
     random: Random,
 }
 
@@ -28,7 +30,7 @@ impl History {
                 (false, length) => (length.or(Some(33)), read.delay_us),
             };
         }
-        History { plan, events: Vec::new(), clocks: Vec::new(), random }
+        History { plan, events: Vec::new(), clocks: Vec::new(), lateness: LATENESS, random }
     }
 
     fn go_on(&mut self, count: usize) {
@@ -96,7 +98,7 @@ impl History {
     }
 
     fn floor(&self, to: usize) -> i64 {
-        self.clocks[to - 1] - LATENESS
+        self.clocks[to - 1] - self.lateness
     }
 
     /// All events up to a cut have effective times up to this one.
@@ -218,6 +220,27 @@ fn after_retention_has_cut_the_log_unchanged_reads_stay_complete_and_new_ones_sa
         history.check(&mut store, &new, 70, |_, _| true, complete);
     }
     assert!(gaps > 100 && sound > 1000, "{gaps} incomplete, {sound} complete");
+}
+
+/// Queries look further back than before, to where events had been freed: that is told at each start until it is over.
+#[test]
+fn what_had_been_freed_before_queries_looked_so_far_back_is_told_again_after_each_save() {
+    let mut gaps = 0;
+    for seed in 0..200 {
+        println!("seed {seed}");
+        let mut history = History::new(seed);
+        history.go_on(70);
+        let plan = history.some();
+        let bytes = saved(&history.built(&plan, 0, 70));
+        history.lateness += 20;
+        let cut = history.random.below(70) as usize;
+        let store = changed(&history, &bytes, &plan, cut, 70);
+        let told = store.gaps(history.floor(70));
+        gaps += told.len();
+        let again = Store::load(plan, &mut &saved(&store)[..]).unwrap();
+        assert!(again.gaps(history.floor(70)) == told, "{told:?}");
+    }
+    assert!(gaps > 50, "{gaps}");
 }
 
 /// A new endless read begins where the log does, exactly, whatever it shares with older ones.

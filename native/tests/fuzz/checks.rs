@@ -9,13 +9,16 @@ use penstock_native::answer::write_row;
 use penstock_native::conform::{Unknown, conform, keep_rows, read_ipc};
 use penstock_native::decode::{ArrayCut, Decoder, Limits, content_equal, split_lines};
 use penstock_native::disk::{Disk, MemoryDisk};
-use penstock_native::log::{Log, Reader, Settings, newest_catalog, verify};
+use penstock_native::error::Error;
+use penstock_native::ids::{self, Ids};
+use penstock_native::log::{Log, Reader, Section, Settings, newest_catalog, verify};
 use penstock_native::schema::{Field, Schema, Type};
+use penstock_native::snapshot;
 use penstock_native::windows::{Aggregate, Read, Store, StorePlan};
 
 use serde_json::value::RawValue;
 
-use crate::support::NOW_US;
+use crate::support::{Chance, NOW_US};
 use crate::values;
 
 /// Bodies.
@@ -104,6 +107,26 @@ pub fn log_settings(compress_above: usize) -> Settings {
     Settings { segment_bytes: 64 << 10, compress_above, background: false, ..Settings::default() }
 }
 
+/// Three with events, and one of each time that the log was opened.
+const COMMITS: usize = 5;
+
+/// A log of a few commits, in one segment.
+pub fn write_log(chance: &mut Chance) -> MemoryDisk {
+    let memory = MemoryDisk::new();
+    let disk: Arc<dyn Disk> = Arc::new(memory.clone());
+    let settings = log_settings([64, usize::MAX][chance.below(2) as usize]);
+    let (mut log, _) = Log::open(disk, settings, NOW_US).unwrap();
+    for topic in ["one", "two", "one"] {
+        let schema = log.define(topic, &values::schema()).unwrap();
+        let batch = values::batch(1 + chance.below(9) as usize, chance);
+        let marks = (chance.below(2) == 0).then(|| vec![1; batch.num_rows()]);
+        log.note_position("reader", topic, 0);
+        log.append(&[Section { schema, origin: 1, before: 0, marks, batch }], NOW_US).unwrap();
+        log.sync().unwrap();
+    }
+    memory
+}
+
 pub fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
 }
@@ -152,7 +175,7 @@ pub fn segment(bytes: &[u8]) {
     let memory = MemoryDisk::new();
     memory.put(SEGMENT, bytes);
     let disk: Arc<dyn Disk> = Arc::new(memory);
-    let named = |error: penstock_native::error::Error| {
+    let named = |error: Error| {
         let text = error.to_string();
         assert!(text.contains("log/") || text.contains("format version"), "{text}");
     };
@@ -166,9 +189,45 @@ pub fn segment(bytes: &[u8]) {
     }
 }
 
-fn read_all(disk: &Arc<dyn Disk>) -> penstock_native::error::Result<()> {
+/// Two slots that say how far the log was on disk, beside a sound log: it is refused, or all of it is there.
+pub fn durable(segment: &[u8], slots: &[u8]) {
+    let memory = MemoryDisk::new();
+    memory.put(SEGMENT, segment);
+    let mut bytes = vec![0; SLOT_PLACES[1] + SLOT];
+    for (place, slot) in SLOT_PLACES.into_iter().zip(slots.chunks(SLOT)) {
+        bytes[place..place + slot.len()].copy_from_slice(slot);
+    }
+    seal_slots(&mut bytes);
+    memory.put("log/durable", &bytes);
+    let disk: Arc<dyn Disk> = Arc::new(memory);
+    match Log::open(disk.clone(), log_settings(64), NOW_US).and_then(|_| read_all(&disk)) {
+        Ok(commits) => assert_eq!(commits, COMMITS),
+        Err(error) => assert!(matches!(error, Error::Damaged { .. }), "{error}"),
+    }
+}
+
+/// The log that the slots are of.
+pub fn sound_log() -> MemoryDisk {
+    write_log(&mut Chance(1))
+}
+
+pub const SLOT: usize = 32;
+pub const SLOT_PLACES: [usize; 2] = [0, 4096];
+
+fn seal_slots(bytes: &mut [u8]) {
+    for at in SLOT_PLACES {
+        let checksum = crc32c::crc32c(&bytes[at + 8..at + SLOT]);
+        bytes[at..at + 4].copy_from_slice(b"pdur");
+        bytes[at + 4..at + 8].copy_from_slice(&checksum.to_le_bytes());
+    }
+}
+
+/// How many commits there are.
+fn read_all(disk: &Arc<dyn Disk>) -> penstock_native::error::Result<usize> {
     let mut reader = Reader::open(disk.clone(), None)?;
+    let mut commits = 0;
     while let Some(commit) = reader.next()? {
+        commits += 1;
         for section in &commit.sections {
             let batch = section.batch()?;
             assert_eq!(batch.num_rows(), section.rows as usize);
@@ -177,10 +236,85 @@ fn read_all(disk: &Arc<dyn Disk>) -> penstock_native::error::Result<()> {
             }
         }
     }
-    Ok(())
+    Ok(commits)
 }
 
-// The state in a snapshot.
+// Files of ids.
+
+const BLOCK: usize = 4096;
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+}
+
+/// Make the checksums right of the blocks, of what follows them, and of the header.
+pub fn seal_ids(bytes: &mut [u8]) {
+    if bytes.len() < BLOCK {
+        return;
+    }
+    let blocks = u64_at(bytes, 48).div_ceil(292).min((bytes.len() / BLOCK - 1) as u64) as usize;
+    let span: Vec<u8> = bytes[16..32].to_vec();
+    for number in 0..blocks {
+        let block = &mut bytes[(1 + number) * BLOCK..(2 + number) * BLOCK];
+        let place = crc32c::crc32c_append(crc32c::crc32c(&span), &(number as u64).to_le_bytes());
+        let checksum = crc32c::crc32c_append(place, &block[4..]);
+        block[..4].copy_from_slice(&checksum.to_le_bytes());
+    }
+    let fences = (1 + blocks) * BLOCK;
+    let filter = (fences + 8 * blocks).min(bytes.len());
+    for (at, part) in [(64, fences..filter), (68, filter..bytes.len())] {
+        let checksum = crc32c::crc32c(&bytes[part]);
+        bytes[at..at + 4].copy_from_slice(&checksum.to_le_bytes());
+    }
+    let checksum = crc32c::crc32c(&bytes[..BLOCK - 4]);
+    bytes[BLOCK - 4..BLOCK].copy_from_slice(&checksum.to_le_bytes());
+}
+
+/// A file of ids, under the name that its header says: it is done without, or every look-up ends.
+pub fn ids_file(bytes: &[u8]) {
+    let range = |at| bytes.get(at..at + 8).map_or(1, |_| u64_at(bytes, at));
+    let memory = MemoryDisk::new();
+    memory.put(&format!("ids/{:016x}-{:016x}.ids", range(16), range(24)), bytes);
+    let disk: Arc<dyn Disk> = Arc::new(memory);
+    let named = |error: &Error| assert!(error.to_string().contains("ids/"), "{error}");
+    ids::verify(disk.as_ref()).expect("memory can be read").1.iter().for_each(named);
+    let settings = ids::Settings { memory_ids: 4, retain_us: 1, background: false };
+    let ids = Ids::open(disk, settings).expect("memory can be read");
+    ids.damage().iter().for_each(named);
+    let first = bytes.get(BLOCK + 8..BLOCK + 16).map_or(0, |_| u64_at(bytes, BLOCK + 8));
+    for hash in [0, first, first.wrapping_add(1), u64::MAX] {
+        let _ = ids.find(hash, &mut Vec::new()).map_err(|error| named(&error));
+    }
+}
+
+// Snapshots, and the state in them.
+
+pub const SNAPSHOT: &str = "snapshots/0000000000000007.snapshot";
+
+/// Make the checksum of the header right, and those of the stores' sections.
+pub fn seal_snapshot(bytes: &mut [u8]) {
+    let Some(length) = bytes.get(8..12).map(|_| u32_at(bytes, 8) as usize) else { return };
+    let Some(mut at) = 12usize.checked_add(length).filter(|end| end + 4 <= bytes.len()) else { return };
+    let checksum = crc32c::crc32c(&bytes[12..at]);
+    bytes[at..at + 4].copy_from_slice(&checksum.to_le_bytes());
+    at += 4;
+    while at + 8 <= bytes.len() {
+        let end = usize::try_from(u64_at(bytes, at)).ok().and_then(|length| length.checked_add(at + 8));
+        let Some(end) = end.filter(|end| *end <= bytes.len()) else { return };
+        seal_sections(&mut bytes[at + 8..end]);
+        at = end;
+    }
+}
+
+/// A snapshot is refused with its name, or every store in it loads.
+pub fn snapshot_file(bytes: &[u8]) {
+    let memory = MemoryDisk::new();
+    memory.put(SNAPSHOT, bytes);
+    let disk: Arc<dyn Disk> = Arc::new(memory);
+    if let Err(error) = snapshot::verify(&disk, 7) {
+        assert!(error.to_string().contains(SNAPSHOT), "{error}");
+    }
+}
 
 pub fn store_plan() -> StorePlan {
     let read = |aggregate, column, length_us| {

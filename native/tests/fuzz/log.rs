@@ -1,28 +1,23 @@
 use std::sync::Arc;
 
-use penstock_native::disk::{Disk, MemoryDisk};
-use penstock_native::log::{Log, Section};
+use penstock_native::disk::MemoryDisk;
+use penstock_native::log::Log;
 
-use crate::checks::{FRAME, HEADER, SEGMENT, frames, log_settings, seal, seal_all};
+use crate::checks::{
+    FRAME, HEADER, SEGMENT, SLOT, SLOT_PLACES, frames, log_settings, seal, seal_all, sound_log, write_log,
+};
 use crate::support::{Chance, NOW_US};
-use crate::{checks, every_seed, mutate, values};
+use crate::{checks, every_seed, mutate};
 
 /// A segment of a few commits.
 pub fn draw(chance: &mut Chance) -> Vec<u8> {
-    let memory = MemoryDisk::new();
-    let disk: Arc<dyn Disk> = Arc::new(memory.clone());
-    let settings = log_settings([64, usize::MAX][chance.below(2) as usize]);
-    let (mut log, _) = Log::open(disk.clone(), settings, NOW_US).unwrap();
-    for topic in ["one", "two", "one"] {
-        let schema = log.define(topic, &values::schema()).unwrap();
-        let batch = values::batch(1 + chance.below(9) as usize, chance);
-        let marks = (chance.below(2) == 0).then(|| vec![1; batch.num_rows()]);
-        log.note_position("reader", topic, 0);
-        log.append(&[Section { schema, origin: 1, before: 0, marks, batch }], NOW_US).unwrap();
-        log.sync().unwrap();
-    }
-    drop(log);
-    memory.contents(SEGMENT).unwrap()
+    write_log(chance).contents(SEGMENT).unwrap()
+}
+
+/// The two slots of the sound log.
+pub fn draw_slots(_: &mut Chance) -> Vec<u8> {
+    let bytes = sound_log().contents("log/durable").unwrap();
+    SLOT_PLACES.into_iter().flat_map(|at| bytes[at..at + SLOT].to_vec()).collect()
 }
 
 /// Change one frame's header or payload, keep its length, and seal it again; or the segment's header.
@@ -53,6 +48,18 @@ fn test_fuzz_a_changed_segment_is_read_or_refused_with_the_place() {
         let mut bytes = draw(chance);
         change(&mut bytes, chance);
         checks::segment(&bytes);
+    });
+}
+
+#[test]
+fn test_fuzz_beside_changed_slots_a_log_is_refused_or_is_all_there() {
+    let segment = sound_log().contents(SEGMENT).unwrap();
+    checks::durable(&segment, &[]);
+    checks::durable(&segment, &draw_slots(&mut Chance(1)));
+    every_seed(4_000, |chance| {
+        let mut slots = draw_slots(chance);
+        mutate(&mut slots, chance);
+        checks::durable(&segment, &slots);
     });
 }
 

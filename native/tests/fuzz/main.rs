@@ -5,6 +5,7 @@
 //! checks.
 
 mod checks;
+mod ids;
 mod ipc;
 mod json;
 mod log;
@@ -41,11 +42,14 @@ fn write_corpus() {
     type Draw = fn(&mut Chance) -> Vec<u8>;
     let folder =
         std::path::PathBuf::from(std::env::var("PENSTOCK_CORPUS").expect("PENSTOCK_CORPUS=a folder"));
-    let targets: [(&str, Draw); 5] = [
+    let targets: [(&str, Draw); 8] = [
         ("json", json::draw),
         ("array", json::draw_array),
         ("arrow", ipc::draw),
         ("segment", log::draw),
+        ("durable", log::draw_slots),
+        ("ids", ids::draw),
+        ("snapshot", store::draw_snapshot),
         ("store", store::draw),
     ];
     for (target, draw) in targets {

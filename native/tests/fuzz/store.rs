@@ -1,9 +1,13 @@
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use arrow_array::{ArrayRef, BooleanArray, Decimal128Array, Float64Array, Int64Array, StringArray};
+use penstock_native::disk::{Disk, MemoryDisk};
+use penstock_native::snapshot::{self, Header};
 use penstock_native::windows::{Pass, Store};
+use serde_json::json;
 
-use crate::checks::{save, seal_sections, store_plan};
+use crate::checks::{SNAPSHOT, save, seal_sections, seal_snapshot, store_plan};
 use crate::support::Chance;
 use crate::{checks, every_seed, mutate};
 
@@ -44,6 +48,41 @@ pub fn draw(chance: &mut Chance) -> Vec<u8> {
     };
     store.pass(&pass).unwrap();
     save(&store)
+}
+
+/// A snapshot of two stores.
+pub fn draw_snapshot(chance: &mut Chance) -> Vec<u8> {
+    let stores = [draw(chance), draw(chance)];
+    let stored = json!({"source": "one", "key": ["card", "shop"], "lateness_us": 30, "plan": store_plan()});
+    let header: Header = serde_json::from_value(json!({
+        "position": {"segment": 1, "offset": 64, "sequence": 7, "checksum": 11},
+        "sequence": 7,
+        "fingerprint": "0123456789abcdef",
+        "topics": [{"name": "one", "newest": 99}, {"name": "two", "newest": null}],
+        "stores": [stored, stored],
+        "undecided": [["authorise", 3, 8]],
+    }))
+    .unwrap();
+    let memory = MemoryDisk::new();
+    let disk: Arc<dyn Disk> = Arc::new(memory.clone());
+    let mut piece = || Ok(1 << 20);
+    snapshot::write(&disk, &header, &mut BTreeSet::new(), &mut piece, |index, out| {
+        out.write_all(&stores[index]).expect("memory takes it");
+        Ok(())
+    })
+    .unwrap();
+    memory.contents(SNAPSHOT).unwrap()
+}
+
+#[test]
+fn test_fuzz_a_changed_snapshot_is_refused_by_its_name_or_is_one() {
+    checks::snapshot_file(&draw_snapshot(&mut Chance(1)));
+    every_seed(4_000, |chance| {
+        let mut bytes = draw_snapshot(chance);
+        mutate(&mut bytes, chance);
+        seal_snapshot(&mut bytes);
+        checks::snapshot_file(&bytes);
+    });
 }
 
 #[test]

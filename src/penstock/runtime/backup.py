@@ -81,8 +81,7 @@ def copy_once(data: Path, target: Path) -> dict[str, Any]:
 
 
 def copy(path: Path, folder: Path, end: int | None) -> dict[str, Any]:
-    """Copy a file, zeros from `end` on; its size and digest."""
-    digest = hashlib.sha256()
+    """Copy a file, zeros from `end` on; what the manifest says of it."""
     with path.open("rb") as source, (folder / path.name).open("wb") as target:
         size = os.fstat(source.fileno()).st_size
         left = size if end is None else end
@@ -94,10 +93,36 @@ def copy(path: Path, folder: Path, end: int | None) -> dict[str, Any]:
         target.truncate(size)
         target.flush()
         os.fsync(target.fileno())
-    with (folder / path.name).open("rb") as copied:
-        while piece := copied.read(PIECE_BYTES):
-            digest.update(piece)
-    return {"bytes": size, "sha256": digest.hexdigest()}
+    return describe(folder / path.name)
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What a manifest says of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": digest.hexdigest()}
+
+
+def check_backup(target: Path) -> tuple[dict[str, Any], list[str]]:
+    """A copy's manifest, and which of its files are not as they were copied. Raises `InputError` where it has none."""
+    try:
+        manifest: dict[str, Any] = json.loads((target / MANIFEST).read_bytes())
+        files = dict(manifest["files"])
+    except FileNotFoundError:
+        hint = "a copy that was not finished has none: make another"
+        raise InputError(f"{target} has no {MANIFEST}", hint=hint) from None
+    except (OSError, ValueError, LookupError, TypeError):
+        raise InputError(f"{target / MANIFEST} cannot be read", hint="make another copy") from None
+    wrong = []
+    for name, copied in files.items():
+        try:
+            if describe(target / name) != copied:
+                wrong.append(f"{name} is not as it was copied")
+        except FileNotFoundError:
+            wrong.append(f"{name} is missing")
+        except OSError as error:
+            wrong.append(f"{name} cannot be read: {error.strerror}")
+    return manifest, wrong
 
 
 def read_mark(data: Path) -> Mark:
