@@ -68,7 +68,7 @@ impl Header {
             newest_us: i64::from_le_bytes(take(bytes, 40)),
         };
         let (ids, lines) = (u64::from_le_bytes(take(bytes, 48)), u64::from_le_bytes(take(bytes, 56)));
-        if span.first > span.last || span.last.max(ids).max(lines) > MOST {
+        if span.first > span.last || ids.min(lines) == 0 || span.last.max(ids).max(lines) > MOST {
             return Err("the header tells of what no file can hold");
         }
         Ok(Header {
@@ -201,10 +201,17 @@ mod tests {
 
     #[test]
     fn a_header_of_what_no_file_can_hold_is_refused() {
-        let spans = [SPAN, SPAN, Span { first: 9, last: 3, ..SPAN }, Span { last: u64::MAX, ..SPAN }];
-        for (span, ids, lines) in
-            [(spans[0], u64::MAX, 1), (spans[1], 1, u64::MAX), (spans[2], 1, 1), (spans[3], 1, 1)]
-        {
+        let backwards = Span { first: 9, last: 3, ..SPAN };
+        let endless = Span { last: u64::MAX, ..SPAN };
+        let cases = [
+            (SPAN, u64::MAX, 1),
+            (SPAN, 1, u64::MAX),
+            (SPAN, 0, 1),
+            (SPAN, 1, 0),
+            (backwards, 1, 1),
+            (endless, 1, 1),
+        ];
+        for (span, ids, lines) in cases {
             let header = Header { span, ids, lines, fences_crc: 1, filter_crc: 2 };
             let error = Header::from_bytes(&header.to_bytes()).err();
             assert_eq!(error, Some("the header tells of what no file can hold"));
