@@ -68,9 +68,9 @@ def set_aside(data: Path, before: Report, damaged: Path, offset: int) -> Report:
     # They say how far the log went, and where ids are in it: both are made again.
     aside = [*segments[len(kept) :], data / "log" / "durable", *(data / "ids").glob("*.ids*")]
     moved = [move(path, folder) for path in aside if path.exists()]
+    end = verify_log(data)["last_sequence"]
+    moved += [move(each.path, folder) for each in list_snapshots(data) if each.sequence > end]
     after = verify_log(data)
-    newer = [each.path for each in list_snapshots(data) if each.sequence > after["last_sequence"]]
-    moved += [move(path, folder) for path in newer]
     report = {
         "repaired": True,
         "quarantine": str(folder.relative_to(data)),
