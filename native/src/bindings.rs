@@ -33,6 +33,7 @@ use crate::log::{self, Reader};
 use crate::plan::Plan;
 use crate::schema::{Field, Schema, Type};
 use crate::snapshot;
+use crate::witness;
 
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -52,6 +53,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(commit_position, module)?)?;
     module.add_function(wrap_pyfunction!(catalog, module)?)?;
     module.add_function(wrap_pyfunction!(verify, module)?)?;
+    module.add_function(wrap_pyfunction!(log_end, module)?)?;
     module.add_function(wrap_pyfunction!(verify_ids, module)?)?;
     module.add_function(wrap_pyfunction!(verify_snapshot, module)?)?;
     module.add_function(wrap_pyfunction!(rows_json, module)?)?;
@@ -900,10 +902,20 @@ impl LogRuns {
 #[pyfunction]
 fn verify(py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<String> {
     let disk = disk(data)?;
-    // What was known before the log is read is in it, even while it grows.
-    let verify = || log::verify_knowing(disk.clone(), gate::durable_elsewhere(disk.as_ref())?);
+    // What was made of the log before it is read is of commits in it, even while it grows.
+    let verify = || log::verify_beside(disk.clone(), &witness::newest(disk.as_ref())?);
     let report = py.detach(verify).map_err(raise)?;
     Ok(serde_json::to_string(&report).expect("plain data"))
+}
+
+/// Where the log ends that a start would keep: the last commit, its segment's path, and where in that it ends. Raises
+/// `DamagedError` where what was durable is missing; None where there is no log.
+#[pyfunction]
+fn log_end(py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<Option<(u64, String, u64)>> {
+    let disk = disk(data)?;
+    let end = || log::end(disk.as_ref(), &witness::newest(disk.as_ref())?);
+    let end = py.detach(end).map_err(raise)?;
+    Ok(end.map(|end| (end.sequence, end.segment, end.offset)))
 }
 
 /// Read every file of the index of ids: how many there are, and what is damaged of them.
@@ -939,7 +951,8 @@ fn commit_position(
 ) -> PyResult<()> {
     let disk = disk(data)?;
     let committed = py.detach(|| {
-        let (mut log, _) = log::Log::open(disk, log::Settings::default(), now_us)?;
+        let witness = witness::newest(disk.as_ref())?;
+        let (mut log, _) = log::Log::open_beside(disk, log::Settings::default(), now_us, &witness)?;
         match offset {
             Some(offset) => {
                 log.check_position(consumer, topic, offset)?;

@@ -285,21 +285,21 @@ impl Follower {
     fn process_gathered(&mut self) -> Result<()> {
         let Gathered { source, base, batches, marks, decisions, .. } = std::mem::take(&mut self.gathered);
         if let Some((topic, compared)) = source {
-            // What lacks something here need not come out as it did where it did not.
-            let compared = compared.filter(|&policy| !self.lacks(policy));
+            let sound = compared.map(|policy| self.sound_columns(policy));
             // Some may have been stored when a field of theirs was still required.
             let batch = concat_batches(&self.plan.topics[topic].schema().arrow(), &batches)
                 .map_err(|error| Error::invalid(format!("could not join stored events: {error}")))?;
             let wanted: Vec<usize> =
                 compared.iter().map(|&policy| self.plan.policies[policy].features).collect();
             let mut processed = self.engine.process(topic, &batch, Some(&marks), &wanted)?;
-            if let (Some(policy), Some(features)) = (compared, processed.features.pop()) {
+            if let (Some(policy), Some(features), Some(sound)) = (compared, processed.features.pop(), sound) {
+                let features = features.into_iter().zip(sound).map(|(column, sound)| sound.then_some(column));
                 self.awaited.add(Awaited {
                     policy,
                     base,
                     rows: batch.num_rows(),
                     left: batch.num_rows(),
-                    features,
+                    features: features.collect(),
                 });
             }
         }
@@ -309,13 +309,18 @@ impl Follower {
         Ok(())
     }
 
-    /// Whether a feature of this policy does not see all that it should.
-    fn lacks(&self, policy: usize) -> bool {
-        let reads = &self.plan.features[self.plan.policies[policy].features].reads;
-        reads.iter().any(|&(store, read)| {
-            let gaps = self.engine.store(store).gaps(self.engine.evict_before(store));
-            gaps.iter().any(|gap| gap.read == read)
-        })
+    /// Which of a policy's columns see all that they should: another may differ from what the gate, which had seen more,
+    /// has decided by.
+    fn sound_columns(&self, policy: usize) -> Vec<bool> {
+        let set = &self.plan.features[self.plan.policies[policy].features];
+        let whole = |&(store, read): &(usize, usize)| {
+            self.engine.store(store).gap(read, self.engine.evict_before(store)).is_none()
+        };
+        let mut sound: Vec<bool> = set.reads.iter().map(whole).collect();
+        let all = sound.iter().all(|sound| *sound);
+        // What is derived may be from any of them.
+        sound.resize(set.columns.len(), all);
+        sound
     }
 
     /// The policy that an event entered by, if the pipeline still has it.
@@ -346,6 +351,7 @@ impl Follower {
             let same = features
                 .iter()
                 .zip(logged)
+                .filter_map(|(computed, logged)| Some((computed.as_ref()?, logged)))
                 .all(|(computed, logged)| computed.slice(0, rows).to_data() == logged.to_data());
             self.compared += rows as u64;
             self.mismatches += !same as u64;

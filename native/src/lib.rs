@@ -23,3 +23,4 @@ mod simulate;
 pub mod snapshot;
 mod threads;
 pub mod windows;
+pub mod witness;

@@ -94,6 +94,11 @@ pub fn list(disk: &dyn Disk) -> Result<Vec<u64>> {
     Ok(sequences)
 }
 
+/// The newest: the commit that it is as of, and its path.
+pub fn newest_file(disk: &dyn Disk) -> Result<Option<(u64, String)>> {
+    Ok(list(disk)?.last().map(|&sequence| (sequence, path(sequence))))
+}
+
 pub fn open(disk: &Arc<dyn Disk>, sequence: u64) -> Result<Snapshot> {
     open_file(disk, path(sequence))
 }

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from penstock import _native
+from penstock.errors import DamagedError
 from penstock.runtime.app import load_app
 from penstock.runtime.gate import DECIDE
 from penstock.runtime.plan import compile_plan
@@ -64,7 +65,7 @@ def test_a_log_with_a_file_of_its_copy_is_refused(tmp_path: Path, file: str) -> 
 
 
 @pytest.mark.parametrize("witness", ["snapshots", "ids"])
-@pytest.mark.parametrize("log", ["older", "none"])
+@pytest.mark.parametrize("log", ["older", "empty"])
 def test_an_older_log_than_what_was_made_of_it_is_refused_however_often(tmp_path: Path, witness: str, log: str) -> None:
     """Whoever brings back one folder from an older copy would lose what was acknowledged since, and not be told."""
     data, old = tmp_path / "data", tmp_path / "old"
@@ -81,13 +82,27 @@ def test_an_older_log_than_what_was_made_of_it_is_refused_however_often(tmp_path
         shutil.rmtree(data / folder)
     if log == "older":
         shutil.copytree(old, data / "log")
+    else:
+        (data / "log").mkdir()
     assert list((data / witness).iterdir())
-    for _ in range(3):
+    before = contents(data)
+    for _ in range(2):
         refused = fail("run", patient_first(tmp_path), "--data", data, "--port", "0")
-        assert "was durable" in refused and "penstock log verify" in refused
+        assert "was durable, as" in refused and f"{witness}/" in refused
+        assert "bring back the whole directory" in refused
+    with pytest.raises(DamagedError, match="was durable, as"):
+        _native.commit_position(str(data), "lake", "payments", 1, 0)
+    assert "was durable, as" in fail("backup", tmp_path / "backup", "--data", data)
     verified = json.loads(penstock("log", "verify", "--json", "--data", data).stdout)
     assert not verified["sound"]
-    assert "was durable" in verified["damages"][0]["what"]
+    assert "was durable, as" in verified["damages"][0]["what"]
+    assert contents(data) == before
+
+
+def contents(data: Path) -> dict[str, bytes]:
+    """Of all files but the locks, which name the process that held them last."""
+    files = (path for path in data.rglob("*") if path.is_file() and path.name != "lock")
+    return {str(path.relative_to(data)): path.read_bytes() for path in files}
 
 
 def decide(data: Path, numbers: range) -> None:

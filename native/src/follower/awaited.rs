@@ -20,7 +20,8 @@ pub(super) struct Awaited {
     pub rows: usize,
     /// Rows without a decision yet.
     pub left: usize,
-    pub features: Vec<ArrayRef>,
+    /// None where a column is not compared.
+    pub features: Vec<Option<ArrayRef>>,
 }
 
 impl AwaitedRows {
@@ -33,12 +34,13 @@ impl AwaitedRows {
     }
 
     /// The features of the first of these offsets and of those that follow it without a gap, in one batch.
-    pub fn run(&self, policy: usize, offsets: &[i64]) -> Option<(Vec<ArrayRef>, usize)> {
+    pub fn run(&self, policy: usize, offsets: &[i64]) -> Option<(Vec<Option<ArrayRef>>, usize)> {
         let batch = self.batches.iter().find(|batch| batch.policy == policy && batch.holds(offsets[0]))?;
         let first = (offsets[0] - batch.base) as usize;
         let following = offsets.iter().zip(offsets[0]..).take_while(|(offset, next)| *offset == next).count();
         let rows = following.min(batch.rows - first);
-        Some((batch.features.iter().map(|column| column.slice(first, rows)).collect(), rows))
+        let slice = |column: &Option<ArrayRef>| column.as_ref().map(|column| column.slice(first, rows));
+        Some((batch.features.iter().map(slice).collect(), rows))
     }
 
     /// What was decided is not decided again.

@@ -29,7 +29,7 @@ mod weight;
 mod words;
 
 pub use core::{Core, Settings};
-pub use start::{Started, durable_elsewhere};
+pub use start::Started;
 pub use stats::Stats;
 pub use thread::Gate;
 pub use words::Body;

@@ -23,6 +23,7 @@ use crate::log::{self, Address, Catalog, Commit, Log, Reader, Recovery, StoredSe
 use crate::memory;
 use crate::plan::{Plan, PolicyPlan, TopicPlan, read_roles, roles_key};
 use crate::schema::{Field, Schema};
+use crate::witness;
 
 /// What start found and did.
 pub struct Started {
@@ -48,8 +49,8 @@ impl Core {
         progress: Progress,
     ) -> Result<(Core, Started)> {
         let (plan, segment_bytes) = (Arc::new(plan), log_settings.segment_bytes);
-        let known = durable_elsewhere(disk.as_ref())?;
-        let (mut log, recovery) = Log::open_knowing(disk.clone(), log_settings, clock.now_us(), known)?;
+        let witness = witness::newest(disk.as_ref())?;
+        let (mut log, recovery) = Log::open_beside(disk.clone(), log_settings, clock.now_us(), &witness)?;
         let (topics, policies) = define_all(&plan, &mut log, clock.now_us())?;
         crate::snapshot::remove_drafts(disk.as_ref())?;
         let mut ids = Ids::open(disk.clone(), ids_settings)?;
@@ -191,13 +192,6 @@ impl Core {
         }
         Ok(())
     }
-}
-
-/// The newest commit that other files than the log's are of, which are made of what is durable: a log without it is an
-/// older copy, or has lost what was acknowledged.
-pub fn durable_elsewhere(disk: &dyn Disk) -> Result<u64> {
-    let snapshot = crate::snapshot::list(disk)?.last().copied();
-    Ok(ids::newest_commit(disk)?.max(snapshot.unwrap_or(0)))
 }
 
 /// What a segment has beyond a cycle's largest commit, for what is in flight: up to a quarter of it. The catalog may

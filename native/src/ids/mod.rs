@@ -42,9 +42,9 @@ pub fn verify(disk: &dyn Disk) -> Result<(u64, Vec<Error>)> {
     open::verify(disk)
 }
 
-/// The newest commit that a file of ids is of, by its name: it was durable before the file was written. 0 without one.
-pub fn newest_commit(disk: &dyn Disk) -> Result<u64> {
-    open::newest_commit(disk)
+/// The file of the newest ids: the last commit that it is of, which was durable before it was written, and its path.
+pub fn newest_file(disk: &dyn Disk) -> Result<Option<(u64, String)>> {
+    open::newest_file(disk)
 }
 
 /// The hash under which a topic's event id is kept; an id that is text is given as its UTF-8.

@@ -50,9 +50,9 @@ pub(super) fn verify(disk: &dyn Disk) -> Result<(u64, Vec<Error>)> {
     Ok((count, damage))
 }
 
-pub(super) fn newest_commit(disk: &dyn Disk) -> Result<u64> {
-    let files = candidates(disk)?;
-    Ok(files.iter().filter(|file| file.finished).map(|file| file.last).max().unwrap_or(0))
+pub(super) fn newest_file(disk: &dyn Disk) -> Result<Option<(u64, String)>> {
+    let files = candidates(disk)?.into_iter().filter(Candidate::is_named);
+    Ok(files.map(|file| (file.last, file.path)).max())
 }
 
 fn candidates(disk: &dyn Disk) -> Result<Vec<Candidate>> {
@@ -106,6 +106,12 @@ impl Candidate {
             last: number(last)?,
             finished,
         })
+    }
+
+    /// Whether it has the name that a whole one gets, or the one of a whole one that is damaged.
+    fn is_named(&self) -> bool {
+        let path = path_of(self.first, self.last);
+        self.path == path || self.path == damaged(&path)
     }
 
     /// A merge's result comes before its sources.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::catalog::Catalog;
 use super::commit;
-use super::durable::Slot;
+use super::durable::{DurableReader, Slot};
 use super::segment::{self, damaged};
 use super::walk::{Step, Walk};
 use crate::disk::{Disk, File, LARGE_PIECE, Mode};
@@ -33,20 +33,46 @@ pub(super) struct Recovered {
     pub cut_bytes: u64,
 }
 
-/// Find the end of the log, and cut a torn tail off; nothing where there is no log yet. That a commit was durable may be
-/// known by the slot or from elsewhere.
-pub(super) fn recover(disk: &dyn Disk, slot: Option<Slot>, known: u64) -> Result<Option<Recovered>> {
+/// A file that is made of durable commits, beside the log: a log that ends before its commit is not the one that it is of,
+/// but an older copy, or has lost something.
+#[derive(Clone, Debug, Default)]
+pub struct Witness {
+    /// The newest commit that it is of; 0 where there is no such file.
+    pub sequence: u64,
+    pub file: String,
+}
+
+impl Witness {
+    pub(super) fn contradicts(&self, missing: u64) -> bool {
+        missing <= self.sequence
+    }
+
+    /// What is wrong with a log that ends before this commit.
+    pub(super) fn words(&self, missing: u64) -> String {
+        let Witness { sequence, file } = self;
+        format!(
+            "commit {missing} was durable, as {file} is of commit {sequence}, but it is missing from here on"
+        )
+    }
+
+    fn refusal(&self, file: &str, offset: u64, missing: u64) -> Error {
+        let hint = "the log is an older copy than what is beside it, or another directory's: bring back the whole \
+                    directory as it was at one time; `penstock log repair --quarantine` goes on without what is missing";
+        Error::damaged(file, offset, format!("{}\nhint: {hint}", self.words(missing)))
+    }
+}
+
+/// Find the end of the log, and cut a torn tail off; nothing where there is no log yet.
+pub(super) fn recover(disk: &dyn Disk, slot: Option<Slot>, witness: &Witness) -> Result<Option<Recovered>> {
     let segments = segment::list(disk)?;
-    let Some(&(last, _)) = segments.last() else {
-        return refuse_lost_segments(slot.map_or(known, |slot| slot.sequence.max(known)));
-    };
+    let Some(&(last, _)) = segments.last() else { return refuse_lost_segments(slot, witness) };
     check_no_segment_is_missing(disk, &segments)?;
     let file = segment::open(disk, last, Mode::Write)?;
     // What a crashed process wrote may be in memory only: make it durable before anything is decided on it.
     file.sync().map_err(|error| Error::io(format!("could not sync {}", segment::path(last)), error))?;
     let mut walk = Walk::over(file.clone(), last)?;
-    let mut tail = walk_to_tail(&mut walk, slot, known)?;
-    let end_of_content = refuse_damage(&mut walk, &mut tail)?;
+    let mut tail = walk_to_tail(&mut walk, slot)?;
+    let end_of_content = refuse_damage(&mut walk, &mut tail, witness)?;
     write_again(&walk, file.as_ref(), slot)?;
     cut(&walk, file.as_ref(), end_of_content)?;
     let cut_bytes = end_of_content - walk.offset;
@@ -54,10 +80,45 @@ pub(super) fn recover(disk: &dyn Disk, slot: Option<Slot>, known: u64) -> Result
     Ok(Some(Recovered { segments, file, end: walk, last_offset, catalog, cut_bytes }))
 }
 
-fn refuse_lost_segments(durable: u64) -> Result<Option<Recovered>> {
-    match durable {
-        0 => Ok(None),
-        _ => Err(damaged(segment::FOLDER, 0, &no_segment(durable))),
+/// The last commit that a start would keep.
+#[derive(Clone, Debug)]
+pub struct End {
+    pub sequence: u64,
+    /// Its segment's path, and where in that it ends.
+    pub segment: String,
+    pub offset: u64,
+}
+
+/// Find the end of the log as a start would, and change nothing; `None` where there is no log.
+pub fn end(disk: &dyn Disk, witness: &Witness) -> Result<Option<End>> {
+    let slot = DurableReader::default().read(disk)?;
+    let segments = segment::list(disk)?;
+    let Some(&(last, _)) = segments.last() else {
+        refuse_lost_segments(slot, witness)?;
+        return Ok(None);
+    };
+    loop {
+        let mut walk = Walk::open(disk, last)?;
+        let mut tail = walk_to_tail(&mut walk, slot)?;
+        match refuse_damage(&mut walk, &mut tail, witness) {
+            Ok(_) => {
+                let Walk { name, offset, link, .. } = walk;
+                return Ok(Some(End { sequence: link.sequence, segment: name, offset }));
+            }
+            // What is missing may have been written since it was looked for.
+            Err(error) => {
+                walk.forget();
+                let Step::Frame(_) = walk.step()? else { return Err(error) };
+            }
+        }
+    }
+}
+
+fn refuse_lost_segments(slot: Option<Slot>, witness: &Witness) -> Result<Option<Recovered>> {
+    match slot {
+        Some(slot) => Err(damaged(segment::FOLDER, 0, &no_segment(slot.sequence))),
+        None if witness.contradicts(1) => Err(witness.refusal(segment::FOLDER, 0, 1)),
+        None => Ok(None),
     }
 }
 
@@ -95,9 +156,9 @@ struct Tail {
     what: &'static str,
 }
 
-fn walk_to_tail(walk: &mut Walk, slot: Option<Slot>, known: u64) -> Result<Tail> {
+fn walk_to_tail(walk: &mut Walk, slot: Option<Slot>) -> Result<Tail> {
     // A segment gets its name after its first commit is on disk.
-    let first = walk.segment.first_sequence.max(known);
+    let first = walk.segment.first_sequence;
     let durable = slot.map_or(first, |slot| slot.sequence.max(first));
     let mut tail = Tail { catalog: Catalog::default(), last_offset: walk.offset, durable, what: "" };
     loop {
@@ -117,7 +178,7 @@ fn walk_to_tail(walk: &mut Walk, slot: Option<Slot>, known: u64) -> Result<Tail>
 }
 
 /// Refuse the log if a durable commit is not where it belongs. Returns where the torn bytes end.
-fn refuse_damage(walk: &mut Walk, tail: &mut Tail) -> Result<u64> {
+fn refuse_damage(walk: &mut Walk, tail: &mut Tail, witness: &Witness) -> Result<u64> {
     let end_of_content = walk.end_of_content(walk.offset)?;
     if end_of_content > walk.offset {
         tail.durable = tail.durable.max(walk.durable_beyond()?);
@@ -127,6 +188,9 @@ fn refuse_damage(walk: &mut Walk, tail: &mut Tail) -> Result<u64> {
         let what =
             format!("commit {missing} was durable (as all up to {} were), but {}", tail.durable, tail.what);
         return Err(damaged(&walk.name, walk.offset, &what));
+    }
+    if witness.contradicts(missing) {
+        return Err(witness.refusal(&walk.name, walk.offset, missing));
     }
     Ok(end_of_content)
 }

@@ -12,7 +12,7 @@ use super::columns::Decoded;
 use super::commit;
 use super::durable::DurableReader;
 use super::frame;
-use super::recovery::no_segment;
+use super::recovery::{Witness, no_segment};
 use super::segment;
 use super::walk::{Frame, Link, Step, Walk};
 use crate::disk::Disk;
@@ -43,15 +43,14 @@ pub struct Damage {
 
 /// Check every commit of every segment. An error means that the files could not be read at all.
 pub fn verify(disk: Arc<dyn Disk>) -> Result<Report> {
-    verify_knowing(disk, 0)
+    verify_beside(disk, &Witness::default())
 }
 
-/// The same for a log of which other files tell that it had this commit.
-pub fn verify_knowing(disk: Arc<dyn Disk>, known: u64) -> Result<Report> {
+/// The same for the log of a directory, beside the newest of what was made of it.
+pub fn verify_beside(disk: Arc<dyn Disk>, witness: &Witness) -> Result<Report> {
     let slot = DurableReader::default().read(disk.as_ref())?;
     let segments = segment::list(disk.as_ref())?;
-    let durable = slot.map_or(known, |slot| slot.sequence.max(known));
-    let mut check = Check { durable, ..Check::default() };
+    let mut check = Check { durable: slot.map_or(0, |slot| slot.sequence), ..Check::default() };
     check.report.first_sequence = segments.first().map_or(0, |(first, _)| *first);
     for (index, (first_sequence, _)) in segments.iter().enumerate() {
         check.report.segments += 1;
@@ -59,8 +58,13 @@ pub fn verify_knowing(disk: Arc<dyn Disk>, known: u64) -> Result<Report> {
         let checked = check.segment(disk.as_ref(), *first_sequence, next);
         check.note(checked, &segment::path(*first_sequence))?;
     }
-    if durable > 0 && segments.is_empty() {
-        check.damage(segment::FOLDER, 0, &no_segment(durable));
+    if let (Some(slot), []) = (slot, &segments[..]) {
+        check.damage(segment::FOLDER, 0, &no_segment(slot.sequence));
+    }
+    let missing = check.report.last_sequence + 1;
+    if check.report.damages.is_empty() && witness.contradicts(missing) {
+        let file = segments.last().map_or(segment::FOLDER.into(), |(first, _)| segment::path(*first));
+        check.damage(&file, check.end, &witness.words(missing));
     }
     let mut report = check.report;
     report.sound = report.damages.is_empty();
@@ -74,6 +78,8 @@ struct Check {
     /// The end of the segment before, if it was sound up to there.
     link: Option<Link>,
     number: Option<u32>,
+    /// Where the last commit ends, in its segment.
+    end: u64,
     /// After a gap, offsets go on where they are found, until a catalog tells them again.
     gap: bool,
     catalog: Catalog,
@@ -95,7 +101,7 @@ impl Check {
         while let Some(found) = self.next_frame(&mut walk, next)? {
             self.frame(&walk, &found);
         }
-        self.link = Some(walk.link);
+        (self.link, self.end) = (Some(walk.link), walk.offset);
         Ok(())
     }
 
@@ -115,6 +121,11 @@ impl Check {
             if missing > durable {
                 self.report.torn_bytes = walk.end_of_content(walk.offset)? - walk.offset;
                 return Ok(None);
+            }
+            // Beside a service it may have been written since it was looked for.
+            walk.forget();
+            if let Step::Frame(found) = walk.step()? {
+                return Ok(Some(found));
             }
             self.damage(&walk.name, walk.offset, &format!("commit {missing} was durable, but {what}"));
             self.gap = true;

@@ -12,7 +12,7 @@ use super::files::Files;
 use super::flush::{Flush, Flushed, Health};
 use super::frame::{self, Draft};
 use super::place::{Address, Position};
-use super::recovery::{self, Recovered};
+use super::recovery::{self, Recovered, Witness};
 use super::segment::{self, FOLDER};
 use super::settings::Settings;
 use super::spare::Spare;
@@ -91,26 +91,28 @@ pub struct Log {
 }
 
 impl Log {
+    /// A log that nothing has been made of: for that of a data directory see `open_beside`.
     pub fn open(disk: Arc<dyn Disk>, settings: Settings, now_us: i64) -> Result<(Log, Recovery)> {
-        Log::open_knowing(disk, settings, now_us, 0)
+        Log::open_beside(disk, settings, now_us, &Witness::default())
     }
 
-    /// A log of which other files tell that it had this commit: one that ends before it is refused, and not written to.
-    pub fn open_knowing(
+    /// The log of a data directory, beside the newest of what was made of it. What is refused is as it was.
+    pub fn open_beside(
         disk: Arc<dyn Disk>,
         settings: Settings,
         now_us: i64,
-        known: u64,
+        witness: &Witness,
     ) -> Result<(Log, Recovery)> {
         settings.check()?;
+        let slot = DurableReader::default().read(disk.as_ref())?;
+        let recovered = recovery::recover(disk.as_ref(), slot, witness)?;
         let durable_file = DurableFile::open(disk.as_ref())?;
         for folder in ["", FOLDER] {
             disk.sync_folder(folder)
                 .map_err(|error| Error::io(format!("could not sync folder {folder:?}"), error))?;
         }
-        let slot = DurableReader::default().read(disk.as_ref())?;
         let spare = Spare::new(disk.clone(), settings.segment_bytes, settings.background)?;
-        let (mut log, cut_bytes) = match recovery::recover(disk.as_ref(), slot, known)? {
+        let (mut log, cut_bytes) = match recovered {
             Some(recovered) => {
                 let cut_bytes = recovered.cut_bytes;
                 (Log::resume(disk, settings, recovered, durable_file, spare), cut_bytes)

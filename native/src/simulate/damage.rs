@@ -17,6 +17,7 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::gate::{Answer, Core, Kind, MODEL, Request, Told};
 use crate::log::{self, Reader};
+use crate::witness;
 
 const SEGMENT_HEADER_BYTES: usize = 64;
 const FRAME_HEADER_BYTES: usize = 52;
@@ -130,7 +131,8 @@ impl Run {
             None => ensure(read >= kept, || format!("{what}: {read} commits of {kept}, and no error"))?,
             Some(error) => {
                 ensure(names(error, place), || format!("{what}: reading says {error}"))?;
-                let report = log::verify(shared.clone()).map_err(|error| error.to_string())?;
+                let verify = || log::verify_beside(shared.clone(), &witness::newest(shared.as_ref())?);
+                let report = verify().map_err(|error| error.to_string())?;
                 ensure(!report.sound, || format!("{what}: verify finds it sound"))?;
             }
         }

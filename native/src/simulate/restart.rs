@@ -106,7 +106,7 @@ impl Run {
         self.history.define(&self.pipeline);
     }
 
-    /// A pipeline that would misread the log is refused in words, and nothing has changed.
+    /// A pipeline that would misread the log is refused in words, and the one before goes on as ever.
     fn mistake(&mut self) -> Result<(), Broken> {
         let Some((mistaken, what, said)) = self.pipeline.mistake(&mut self.chance) else { return Ok(()) };
         match self.open_on(self.shared(), &mistaken) {

@@ -19,6 +19,7 @@ use crate::disk::Disk;
 use crate::follower::Follower;
 use crate::gate::{Clock, Core};
 use crate::log::{self, Reader};
+use crate::witness;
 
 pub(super) const BEGIN_US: i64 = 1_793_600_000 * SECOND;
 
@@ -210,7 +211,8 @@ impl Run {
             format!("{} requests have no answer", self.door.flights.len())
         })?;
         self.check_all_decided()?;
-        let report = log::verify(self.spared()).map_err(|error| error.to_string())?;
+        let verify = || log::verify_beside(self.spared(), &witness::newest(self.spared().as_ref())?);
+        let report = verify().map_err(|error| error.to_string())?;
         ensure(report.sound, || format!("the log is damaged: {:?}", report.damages))?;
         self.check_whole_log()?;
         self.check_state()

@@ -67,29 +67,30 @@ fn a_seed_is_the_same_run_again() {
     }
 }
 
-/// Without a safeguard the same runs must find that something is lost or wrong: else they would find nothing.
-fn finds_the_lack_of(safeguard: Safeguard, seeds: u64) {
-    let lacking = (0..seeds).filter(|&seed| without(safeguard, || outcome(seed)).is_err()).count();
-    println!("{lacking} of {seeds} seeds find the lack of {safeguard:?}");
-    assert!(
-        lacking > 0,
-        "{seeds} runs without {safeguard:?} and all is well: the simulation cannot find its lack"
-    );
+/// Without a safeguard the same runs must find that something is lost or wrong: else they would find nothing. And the
+/// history itself must: that the core, with its other safeguards, refuses to go on says nothing about the history.
+fn finds_the_lack_of(safeguard: Safeguard, seeds: u64, words: &str) {
+    let broken: Vec<_> =
+        (0..seeds).filter_map(|seed| without(safeguard, || outcome(seed)).map(drop).err()).collect();
+    let found = broken.iter().filter(|broken| broken.lines().next().unwrap_or_default().contains(words));
+    let found = found.count();
+    println!("{} of {seeds} seeds find the lack of {safeguard:?}, {found} that {words:?}", broken.len());
+    assert!(found > 0, "{seeds} runs without {safeguard:?}: the simulation cannot find that {words:?}");
 }
 
 #[test]
 fn without_sync_something_is_lost_and_found_to_be() {
-    finds_the_lack_of(Safeguard::Sync, 20);
+    finds_the_lack_of(Safeguard::Sync, 20, "is not what it was");
 }
 
 #[test]
 fn without_checksums_something_is_wrong_and_found_to_be() {
-    finds_the_lack_of(Safeguard::Checksums, 40);
+    finds_the_lack_of(Safeguard::Checksums, 40, "is not what it was");
 }
 
 #[test]
 fn without_the_ids_of_the_log_something_is_there_twice_and_found_to_be() {
-    finds_the_lack_of(Safeguard::Ids, 20);
+    finds_the_lack_of(Safeguard::Ids, 20, "has one event twice");
 }
 
 #[test]

@@ -169,7 +169,8 @@ impl Store {
         (0..self.plan.reads.len()).filter_map(|read| self.gap(read, evict_before)).collect()
     }
 
-    fn gap(&self, index: usize, evict_before: i64) -> Option<Gap> {
+    /// The same of one.
+    pub fn gap(&self, index: usize, evict_before: i64) -> Option<Gap> {
         let read = &self.plan.reads[index];
         if let Some(since) = self.endless_gap(read) {
             return Some(Gap { read: index, since, complete_from: None });

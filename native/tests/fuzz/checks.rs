@@ -189,8 +189,9 @@ pub fn segment(bytes: &[u8]) {
     }
 }
 
-/// Two slots that say how far the log was on disk, beside a sound log: it is refused, or all of it is there.
-pub fn durable(segment: &[u8], slots: &[u8]) {
+/// Two slots that say how far the log was on disk, beside a sound log: it is refused, or all of it is there. Whether it
+/// is there.
+pub fn durable(segment: &[u8], slots: &[u8]) -> bool {
     let memory = MemoryDisk::new();
     memory.put(SEGMENT, segment);
     let mut bytes = vec![0; SLOT_PLACES[1] + SLOT];
@@ -200,10 +201,12 @@ pub fn durable(segment: &[u8], slots: &[u8]) {
     seal_slots(&mut bytes);
     memory.put("log/durable", &bytes);
     let disk: Arc<dyn Disk> = Arc::new(memory);
-    match Log::open(disk.clone(), log_settings(64), NOW_US).and_then(|_| read_all(&disk)) {
-        Ok(commits) => assert_eq!(commits, COMMITS),
+    let commits = Log::open(disk.clone(), log_settings(64), NOW_US).and_then(|_| read_all(&disk));
+    match &commits {
+        Ok(commits) => assert_eq!(*commits, COMMITS),
         Err(error) => assert!(matches!(error, Error::Damaged { .. }), "{error}"),
     }
+    commits.is_ok()
 }
 
 /// The log that the slots are of.
@@ -270,14 +273,15 @@ pub fn seal_ids(bytes: &mut [u8]) {
     bytes[BLOCK - 4..BLOCK].copy_from_slice(&checksum.to_le_bytes());
 }
 
-/// A file of ids, under the name that its header says: it is done without, or every look-up ends.
-pub fn ids_file(bytes: &[u8]) {
+/// A file of ids, under the name that its header says: it is done without, or every look-up ends. Whether all of it is sound.
+pub fn ids_file(bytes: &[u8]) -> bool {
     let range = |at| bytes.get(at..at + 8).map_or(1, |_| u64_at(bytes, at));
     let memory = MemoryDisk::new();
     memory.put(&format!("ids/{:016x}-{:016x}.ids", range(16), range(24)), bytes);
     let disk: Arc<dyn Disk> = Arc::new(memory);
     let named = |error: &Error| assert!(error.to_string().contains("ids/"), "{error}");
-    ids::verify(disk.as_ref()).expect("memory can be read").1.iter().for_each(named);
+    let damage = ids::verify(disk.as_ref()).expect("memory can be read").1;
+    damage.iter().for_each(named);
     let settings = ids::Settings { memory_ids: 4, retain_us: 1, background: false };
     let ids = Ids::open(disk, settings).expect("memory can be read");
     ids.damage().iter().for_each(named);
@@ -285,6 +289,7 @@ pub fn ids_file(bytes: &[u8]) {
     for hash in [0, first, first.wrapping_add(1), u64::MAX] {
         let _ = ids.find(hash, &mut Vec::new()).map_err(|error| named(&error));
     }
+    damage.is_empty()
 }
 
 // Snapshots, and the state in them.
@@ -306,14 +311,16 @@ pub fn seal_snapshot(bytes: &mut [u8]) {
     }
 }
 
-/// A snapshot is refused with its name, or every store in it loads.
-pub fn snapshot_file(bytes: &[u8]) {
+/// A snapshot is refused with its name, or every store in it loads. Whether it is one.
+pub fn snapshot_file(bytes: &[u8]) -> bool {
     let memory = MemoryDisk::new();
     memory.put(SNAPSHOT, bytes);
     let disk: Arc<dyn Disk> = Arc::new(memory);
-    if let Err(error) = snapshot::verify(&disk, 7) {
+    let verified = snapshot::verify(&disk, 7);
+    if let Err(error) = &verified {
         assert!(error.to_string().contains(SNAPSHOT), "{error}");
     }
+    verified.is_ok()
 }
 
 pub fn store_plan() -> StorePlan {

@@ -5,7 +5,7 @@ use penstock_native::ids::{Ids, Settings};
 
 use crate::checks::seal_ids;
 use crate::support::Chance;
-use crate::{checks, every_seed, mutate};
+use crate::{checks, every_seed, mutate, sealed};
 
 /// A file of up to three blocks.
 pub fn draw(chance: &mut Chance) -> Vec<u8> {
@@ -30,6 +30,8 @@ pub fn draw(chance: &mut Chance) -> Vec<u8> {
 fn test_fuzz_a_changed_file_of_ids_is_done_without_or_read_to_its_end() {
     every_seed(4_000, |chance| {
         let mut bytes = draw(chance);
+        assert!(checks::ids_file(&bytes), "a sound file is taken");
+        assert_eq!(sealed(&bytes, seal_ids), bytes);
         mutate(&mut bytes, chance);
         seal_ids(&mut bytes);
         checks::ids_file(&bytes);

@@ -7,7 +7,7 @@ use crate::checks::{
     FRAME, HEADER, SEGMENT, SLOT, SLOT_PLACES, frames, log_settings, seal, seal_all, sound_log, write_log,
 };
 use crate::support::{Chance, NOW_US};
-use crate::{checks, every_seed, mutate};
+use crate::{checks, every_seed, mutate, sealed};
 
 /// A segment of a few commits.
 pub fn draw(chance: &mut Chance) -> Vec<u8> {
@@ -46,6 +46,7 @@ fn replace(bytes: &mut [u8], chance: &mut Chance) {
 fn test_fuzz_a_changed_segment_is_read_or_refused_with_the_place() {
     every_seed(4_000, |chance| {
         let mut bytes = draw(chance);
+        assert_eq!(sealed(&bytes, seal_all), bytes);
         change(&mut bytes, chance);
         checks::segment(&bytes);
     });
@@ -54,8 +55,7 @@ fn test_fuzz_a_changed_segment_is_read_or_refused_with_the_place() {
 #[test]
 fn test_fuzz_beside_changed_slots_a_log_is_refused_or_is_all_there() {
     let segment = sound_log().contents(SEGMENT).unwrap();
-    checks::durable(&segment, &[]);
-    checks::durable(&segment, &draw_slots(&mut Chance(1)));
+    assert!(checks::durable(&segment, &[]) && checks::durable(&segment, &draw_slots(&mut Chance(1))));
     every_seed(4_000, |chance| {
         let mut slots = draw_slots(chance);
         mutate(&mut slots, chance);

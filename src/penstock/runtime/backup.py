@@ -1,10 +1,11 @@
 """A consistent copy of a data directory while a service writes it.
 
-    snapshots ─▶ the durable mark ─▶ segments up to the mark, the last one cut behind it ─▶ manifest
+    snapshots ─▶ the log's end ─▶ segments up to the end, the last one cut behind it ─▶ manifest
 
-The mark is the last commit that was durable when it was read. All before it is on disk and no longer changes; what is
-behind it may be half written, and is left out. Ids are not copied: the first start makes them from the log. The copy is
-a data directory, with a manifest beside it that is written last: without one it is not whole.
+The end is the one that a start would find: the last commit that is whole, and with it all that was acknowledged. What is
+before it no longer changes; what is behind it may be half written, and is left out. Ids are not copied: the first start
+makes them from the log. The copy is a data directory, with a manifest beside it that is written last: without one it is
+not whole.
 """
 
 from __future__ import annotations
@@ -12,37 +13,26 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import struct
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from penstock import _native
 from penstock.errors import InputError, LogError
 from penstock.runtime.repair import sync, write_durably
 from penstock.runtime.snapshot_files import list_snapshots
 
 MANIFEST = "backup.json"
+FOLDERS = ("log", "snapshots", "ids")
 TRIES = 5
 PIECE_BYTES = 1 << 20
-# Of native/src/log: durable.rs, place.rs, segment.rs, frame.rs.
-SLOTS, SLOT = (0, 4096), struct.Struct("<4sIQQI")
-OFFSET_BITS = 26
-NUMBER = struct.Struct("<I")
-FRAME, FRAME_HEADER_BYTES = struct.Struct("<4sIIIQ"), 52
-
-
-@dataclass(frozen=True)
-class Mark:
-    """The last durable commit: its sequence, its segment, and where in that it ends."""
-
-    sequence: int
-    segment: str
-    end: int
 
 
 def back_up(data: Path, target: Path) -> dict[str, Any]:
-    """Copy a data directory to a new folder; the manifest. Raises `InputError` where the folder is not empty."""
+    """Copy a data directory to a new folder; the manifest.
+
+    Raises `InputError` where the folder is not empty, and `DamagedError` where the log has lost what was durable.
+    """
     if not (data / "log").is_dir():
         raise InputError(f"{data} is not a data directory")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -64,18 +54,20 @@ def copy_once(data: Path, target: Path) -> dict[str, Any]:
     snapshots = list_snapshots(data)
     for snapshot in snapshots:
         files[f"snapshots/{snapshot.path.name}"] = copy(snapshot.path, target / "snapshots", None)
-    mark = read_mark(data)
-    segments = sorted(path.name for path in (data / "log").glob("*.segment") if path.name <= mark.segment)
+    end = _native.log_end(str(data))
+    if end is None:
+        raise InputError(f"{data} has no log yet")
+    sequence, last, offset = end
+    segments = sorted(path.name for path in (data / "log").glob("*.segment") if f"log/{path.name}" <= last)
     needed = [snapshot.segment for snapshot in snapshots]
     if needed and min(needed) < segments[0]:
         raise FileNotFoundError("the log was trimmed behind the snapshots that were copied")
     for name in segments:
-        end = mark.end if name == mark.segment else None
-        files[f"log/{name}"] = copy(data / "log" / name, target / "log", end)
+        files[f"log/{name}"] = copy(data / "log" / name, target / "log", offset if f"log/{name}" == last else None)
     for folder in (target / "log", target / "snapshots", target):
         sync(folder)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    manifest = {"format": 1, "made_at": now, "sequence": mark.sequence, "files": files}
+    manifest = {"format": 1, "made_at": now, "sequence": sequence, "files": files}
     write_durably(target / MANIFEST, json.dumps(manifest, indent=2).encode())
     return manifest
 
@@ -104,16 +96,18 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def check_backup(target: Path) -> tuple[dict[str, Any], list[str]]:
-    """A copy's manifest, and which of its files are not as they were copied. Raises `InputError` where it has none."""
+    """A copy's manifest, and which of its files are not as they were copied, or none of it. Raises `InputError` where it has none."""
     try:
         manifest: dict[str, Any] = json.loads((target / MANIFEST).read_bytes())
-        files = dict(manifest["files"])
+        files, _ = dict(manifest["files"]), int(manifest["sequence"])
     except FileNotFoundError:
         hint = "a copy that was not finished has none: make another"
         raise InputError(f"{target} has no {MANIFEST}", hint=hint) from None
     except (OSError, ValueError, LookupError, TypeError):
         raise InputError(f"{target / MANIFEST} cannot be read", hint="make another copy") from None
-    wrong = []
+    # What is there beside the copied files would count with them: a start reads all of these folders.
+    here = {str(path.relative_to(target)) for folder in FOLDERS for path in (target / folder).glob("*")}
+    wrong = [f"{name} is not of the copy" for name in sorted(here - set(files))]
     for name, copied in files.items():
         try:
             if describe(target / name) != copied:
@@ -123,36 +117,3 @@ def check_backup(target: Path) -> tuple[dict[str, Any], list[str]]:
         except OSError as error:
             wrong.append(f"{name} cannot be read: {error.strerror}")
     return manifest, wrong
-
-
-def read_mark(data: Path) -> Mark:
-    """The durable mark of a log that may be growing."""
-    for _ in range(TRIES):
-        with (data / "log" / "durable").open("rb") as file:
-            slots = [SLOT.unpack(os.pread(file.fileno(), SLOT.size, place)) for place in SLOTS]
-        valid = [slot for slot in slots if slot[0] == b"pdur"]
-        for _, _, sequence, address, checksum in sorted(valid, key=lambda slot: slot[2], reverse=True):
-            # A slot that was read half written leads to no commit of its sequence and checksum.
-            if mark := mark_at(data, sequence, address, checksum):
-                return mark
-    raise LogError("log/durable does not lead to a commit", hint="`penstock log verify` shows what is damaged")
-
-
-def mark_at(data: Path, sequence: int, address: int, checksum: int) -> Mark | None:
-    number, offset = address >> OFFSET_BITS, (address & ((1 << OFFSET_BITS) - 1)) * 8
-    for path in sorted((data / "log").glob("*.segment"), reverse=True):
-        with path.open("rb") as file:
-            if segment_number(file) != number:
-                continue
-            head = os.pread(file.fileno(), FRAME.size, offset)
-            if len(head) == FRAME.size:
-                _, found, payload_bytes, _, found_sequence = FRAME.unpack(head)
-                if (found, found_sequence) == (checksum, sequence):
-                    frame_bytes = -(-(FRAME_HEADER_BYTES + payload_bytes) // 8) * 8
-                    return Mark(sequence, path.name, offset + frame_bytes)
-    return None
-
-
-def segment_number(file: BinaryIO) -> int:
-    number: int = NUMBER.unpack(os.pread(file.fileno(), NUMBER.size, 20))[0]
-    return number

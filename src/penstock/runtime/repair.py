@@ -29,12 +29,14 @@ Report = dict[str, Any]
 def repair_log(data: Path, *, quarantine: bool) -> Report:
     """Repair the log of a directory that nothing runs on; the report.
 
-    Raises `LockedError` beside a service, and `InputError` where acknowledged commits would leave the log and
+    Raises `LockedError` beside a service or what is left of one, and `InputError` where acknowledged commits would leave the log and
     `quarantine` does not say that they may, or where nothing could stay.
     """
     before = verify_log(data)
-    lock = _native.Lock(str(data))
+    locks = [_native.Lock(str(data))]
     try:
+        # The snapshotter of a service that was killed may be about to give a snapshot its name.
+        locks.append(_native.Lock(str(data / "snapshots")))
         damages = sorted((each["file"], each["offset"]) for each in before["damages"])
         if not damages:
             return {"repaired": False, "torn_bytes": before["torn_bytes"], "quarantine": None}
@@ -46,7 +48,7 @@ def repair_log(data: Path, *, quarantine: bool) -> Report:
             )
         return set_aside(data, before, data / file, offset)
     finally:
-        del lock
+        locks.clear()
 
 
 def set_aside(data: Path, before: Report, damaged: Path, offset: int) -> Report:
