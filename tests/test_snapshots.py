@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 
 from penstock import _native
 from penstock.errors import LockedError
+from penstock.runtime import gate as kinds
 from penstock.runtime.app import load_app
 from penstock.runtime.plan import compile_plan
 from penstock.runtime.snapshotter import GONE, OUTDATED
@@ -317,3 +319,51 @@ def test_a_snapshot_that_cannot_be_written_is_counted_and_missed(tmp_path: Path)
         assert 0 <= metric(service, "snapshot_age_seconds") < 3_600
         assert metric(service, "snapshotter_starts_total") == 1
         assert service.end() == 0
+
+
+def test_a_follower_goes_on_where_the_snapshots_and_a_part_of_the_log_are_gone(tmp_path: Path) -> None:
+    """What it lacks is not what was decided by: that is no reason to keep no snapshot ever again."""
+    data, plan = tmp_path / "data", compile_plan(load_app(FIRST)).to_json()
+    settings = {
+        "state_bytes": 1 << 30,
+        "commit_bytes": 8 << 10,
+        "segment_bytes": 32 << 10,
+        "retention_us": None,
+        "retention_bytes": 64 << 10,
+        "threads": 1,
+        "memory_ids": 1_000,
+    }
+    data.mkdir()
+    gate = _native.Gate(plan, str(data), json.dumps(settings))
+    ready = gate.start()
+
+    def decide(numbers: range) -> None:
+        for number in numbers:
+            gate.submit([(number, kinds.DECIDE, 0, json.dumps(payment(number, card="c")).encode(), 0)])
+            while not gate.take():
+                select.select([ready], [], [], PATIENCE_S)
+                os.eventfd_read(ready)
+
+    def follow() -> _native.Follower:
+        follower = _native.Follower(plan, str(data))
+        while follower.advance(1_000) == 1_000:
+            pass
+        return follower
+
+    decide(range(1, 400))
+    follow().snapshot()
+    for number in (400, 401):
+        decide(range(number, number + 1))
+        follow().snapshot()
+    decide(range(402, 1_000))
+    first, *_ = sorted(path.name for path in (data / "log").glob("*.segment"))
+    assert first > f"{1:016x}.segment"
+    compared, mismatches = follow().compared
+    assert compared > 500 and mismatches == 0
+
+    for snapshot in snapshots(data):
+        snapshot.unlink()
+    follower = follow()
+    assert follower.compared[1] == 0
+    assert follower.snapshot() == follower.sequence
+    gate.stop()

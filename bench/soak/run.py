@@ -49,7 +49,9 @@ FULL_S = 300
 SETTINGS = {"PENSTOCK_RETENTION": "4m", "PENSTOCK_SNAPSHOT_EVERY": "10s", "PENSTOCK_MODEL_TIME": "1s"}
 PROBE_EVENTS = 100_000
 P99_MS = 20
-# A percentile of fewer calm seconds that the host left alone says nothing.
+# Of all calm seconds, whatever the host did: a fifth of the deadline.
+P99_ALWAYS_MS = 100
+# A percentile of fewer calm seconds that the host left alone says nothing: then it is not shown that the bound holds.
 ALONE_MIN = 60
 # How often a reader of the log looks for more.
 LOOK_S = 0.02
@@ -216,8 +218,8 @@ minutes) under an open loop of {self.books.rate:,.0f} decisions/s over {OPEN_CON
 Latencies count from the moment at which a payment was due. Calm is every second but those from the beginning
 of a fault until it has been undone and its queue is gone.
 [The host left a second alone](../docs/decisions/0017-a-witness-of-the-host.md) if in it and the one before
-at most {2 * SLOW_MAX} steps of a witness took more than {SLOW} × their median: {ADDITIONS} additions on each processor
-every {PERIOD_S * 1_000:.0f} ms, at real-time priority."""
+at most {2 * SLOW_MAX} steps of a witness took more than {SLOW} × their median or did not come: {ADDITIONS} additions on
+each processor every {PERIOD_S * 1_000:.0f} ms, at real-time priority."""
 
     def figures(self, client: Client, compared: int) -> list[Figure]:
         return [*self.books_figures(client, compared), *self.time_figures(client), *self.memory_figures()]
@@ -240,6 +242,7 @@ every {PERIOD_S * 1_000:.0f} ms, at real-time priority."""
         if not calm_seconds:
             calm = np.array([math.inf])
         p50, p99, p999, most = (float(each) for each in np.percentile(calm, [50, 99, 99.9, 100]))
+        watched = self.slow_steps is not None
         alone = {second: each for second, each in calm_seconds.items() if self.alone(second)}
         p99_alone = float(np.percentile(np.concatenate(list(alone.values())) * 1_000, 99)) if alone else math.inf
         always = float(np.percentile(np.concatenate(client.seconds) * 1_000, 99))
@@ -247,14 +250,20 @@ every {PERIOD_S * 1_000:.0f} ms, at real-time priority."""
         begun = f"greatest: {max(starts):.2f}, of {len(starts)}"
         return [
             Figure("p50 in calm, ms", f"{p50:.2f}"),
-            Figure("p99 in calm, ms", f"{p99:.2f}", f"of all seconds: {always:,.0f}"),
+            Figure(
+                "p99 in calm, ms",
+                f"{p99:.2f}",
+                f"of all seconds: {always:,.0f}",
+                f"≤ {P99_ALWAYS_MS}" if watched else f"≤ {P99_MS}",
+                p99 <= (P99_ALWAYS_MS if watched else P99_MS),
+            ),
             Figure("p99.9 in calm, ms", f"{p999:.2f}", f"greatest: {most:,.0f}"),
             Figure(
                 "p99 in calm, seconds that the host left alone, ms",
-                f"{p99_alone:.2f}",
-                f"{len(alone):,} of them" if self.slow_steps is not None else "the host was not watched",
-                f"≤ {P99_MS}",
-                p99_alone <= P99_MS if len(alone) >= ALONE_MIN else None,
+                f"{p99_alone:.2f}" if alone else "–",
+                f"{len(alone):,} of them" if watched else "not watched: the bound is that of all",
+                f"≤ {P99_MS}, of at least {ALONE_MIN} seconds" if watched else "",
+                p99_alone <= P99_MS and len(alone) >= ALONE_MIN if watched else None,
             ),
             Figure(
                 "seconds in calm",

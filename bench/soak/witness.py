@@ -3,8 +3,9 @@
     python bench/soak/witness.py CPU FILE
 
 A virtual machine's processors are run by its host in turns with others' work. What it takes is not always told as
-steal: a step of arithmetic that takes ten times as long as the same step before shows it all the same. The work is
-done at real-time priority, so that what else this machine does cannot delay it; it costs 2 % of a processor.
+steal: a step of arithmetic that takes ten times as long as the same step before shows it all the same, and so does one
+that does not come. The work is done at real-time priority, before all that this machine runs but the kernel itself; it
+costs 2 % of a processor.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 # One step's work and period.
 ADDITIONS = 600
 PERIOD_S = 0.002
 # A step is slow that takes so many times the median of all. Twice is what a neighbour on the same core costs.
 SLOW = 3
-# So many slow steps in a second, over all processors, are the host's doing and not an interrupt's.
+# Up to so many slow or missing steps of a second, over all processors, may be an interrupt's doing.
 SLOW_MAX = 5
 # When a step had ended (seconds of the monotonic clock), and how long it took.
 RECORD = struct.Struct("<dd")
@@ -46,21 +48,38 @@ class Witness:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        ended = [process.poll() for process in self._processes]
         for process in self._processes:
             process.kill()
             process.wait()
+        if any(ended) and exception[0] is None and self.watches:
+            raise RuntimeError("a witness has ended before what it watched")
+
+    @property
+    def watches(self) -> bool:
+        return all(file.is_file() for file in self._files)
 
     def slow_steps(self, start: float, seconds: int) -> list[int] | None:
-        """By second from `start` on: how many steps were slow. None where nothing could be watched."""
-        if any(not file.is_file() for file in self._files):
+        """By second from `start` on: how many steps were slow or did not come. None where nothing could be watched."""
+        if not self.watches:
             return None
         counts = np.zeros(seconds, np.int64)
         for file in self._files:
             data = file.read_bytes()
-            steps = np.frombuffer(data[: len(data) // RECORD.size * RECORD.size]).reshape(-1, 2)
-            slow = steps[steps[:, 1] > SLOW * np.median(steps[:, 1]), 0] - start
-            counts += np.histogram(slow, bins=seconds, range=(0, seconds))[0]
+            ended, took = np.frombuffer(data[: len(data) // RECORD.size * RECORD.size]).reshape(-1, 2).T
+            counts += slow_of(ended - start, took, seconds)
         return [int(each) for each in counts]
+
+
+def slow_of(ended: NDArray[np.float64], took: NDArray[np.float64], seconds: int) -> NDArray[np.int64]:
+    """Of one processor's steps, by when they ended and how long they took: the slow and the missing ones by second."""
+
+    def by_second(times: NDArray[np.float64]) -> NDArray[np.int64]:
+        return np.histogram(times, bins=seconds, range=(0, seconds))[0].astype(np.int64)
+
+    steps = by_second(ended)
+    missing = np.maximum(int(np.median(steps)) - 1 - steps, 0)
+    return by_second(ended[took > SLOW * np.median(took)]) + missing
 
 
 def main(cpu: int, file: Path) -> None:
@@ -69,7 +88,7 @@ def main(cpu: int, file: Path) -> None:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     except PermissionError:
         sys.exit("the host is not watched: that takes the right to real-time priority")
-    with file.open("wb") as out:
+    with file.open("wb", buffering=0) as out:
         while True:
             began, total = time.monotonic(), 0
             for number in range(ADDITIONS):

@@ -2,10 +2,10 @@
 
     snapshots ─▶ the log's end ─▶ segments up to the end, the last one cut behind it ─▶ manifest
 
-The end is the one that a start would find: the last commit that is whole, and with it all that was acknowledged. What is
-before it no longer changes; what is behind it may be half written, and is left out. Ids are not copied: the first start
-makes them from the log. The copy is a data directory, with a manifest beside it that is written last: without one it is
-not whole.
+The end is the one that a start would find: the last commit that is whole, and with it all that was acknowledged. What
+is before it no longer changes; what is behind it may be half written, and is left out. Ids are not copied: the first
+start makes them from the log. The copy is a data directory, with a manifest beside it that is written last: without one
+it is not whole.
 """
 
 from __future__ import annotations
@@ -96,7 +96,10 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def check_backup(target: Path) -> tuple[dict[str, Any], list[str]]:
-    """A copy's manifest, and which of its files are not as they were copied, or none of it. Raises `InputError` where it has none."""
+    """A copy's manifest, and which of its files are not as they were copied, or are none of it.
+
+    Raises `InputError` where there is no manifest.
+    """
     try:
         manifest: dict[str, Any] = json.loads((target / MANIFEST).read_bytes())
         files, _ = dict(manifest["files"]), int(manifest["sequence"])
