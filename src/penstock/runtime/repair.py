@@ -29,8 +29,8 @@ Report = dict[str, Any]
 def repair_log(data: Path, *, quarantine: bool) -> Report:
     """Repair the log of a directory that nothing runs on; the report.
 
-    Raises `LockedError` beside a service or what is left of one, and `InputError` where acknowledged commits would leave
-    the log and `quarantine` does not say that they may, or where nothing could stay.
+    Raises `LockedError` beside a service or what is left of one, and `InputError` where acknowledged commits would
+    leave the log and `quarantine` does not say that they may, or where nothing could stay.
     """
     before = verify_log(data)
     locks = [_native.Lock(str(data))]
