@@ -12,16 +12,17 @@ from reliability.ledger import Ledger, Request
 
 CONNECTIONS = 8
 CARDS = 40
-MEMO_MAX = 2_000
+MEMOS = ("", "m" * 10, "m" * 2_000)
 FILL_LINES = 10_000
 
 
 class Load:
     """Makes payments; ids never come twice, cards do all the time."""
 
-    def __init__(self, ledger: Ledger, rng: random.Random) -> None:
+    def __init__(self, ledger: Ledger, rng: random.Random, memos: tuple[str, ...] = MEMOS) -> None:
         self.ledger = ledger
         self.rng = rng
+        self.memos = memos
         self._number = 0
         self.cut_at: list[float] = []  # when requests were sent whose connection then ended without an answer
         self.refused: dict[str, int] = {}  # answers of 503 and 429, by code
@@ -36,7 +37,7 @@ class Load:
         return {
             "payment_id": f"p{self._number}",
             "card": f"c{self.rng.randrange(CARDS)}",
-            "memo": "m" * self.rng.choice((0, 10, MEMO_MAX)),
+            "memo": self.rng.choice(self.memos),
             "amount": f"{self.rng.randrange(1, 100_000) / 100:.2f}",
             "paid_at": "2026-11-01T12:00:00Z",
         }

@@ -26,11 +26,17 @@ from processes import DECIDE, Service, begin, running, succeed
 from reliability.caller import Caller
 from reliability.figures import percentile, write_figures
 from reliability.ledger import Ledger
-from reliability.load import Load
+from reliability.load import MEMOS, Load
 
 APP = Path(__file__).with_name("app.py")
 # Small segments and frequent snapshots: a kill often meets a new segment or a draft.
 SETTINGS = ("--segment-bytes", "16MiB", "--snapshot-every", "150ms")
+# With retention two files are kept. Larger payments, so many before each kill, fill others, which go; what came last,
+# by the bytes of its memos, is surely there.
+RETAINED = ("--retention-bytes", "32MiB")
+RETAINED_MEMOS = ("", "m" * 2_000, "m" * 8_000)
+RETAINED_BEFORE_A_KILL = 2_000
+SURELY_KEPT = 8 << 20
 # A start under so many is killed before it is ready.
 KILLED_STARTS = 0.2
 # Of what was checked before, so many are asked for again after each kill; after the last one, all.
@@ -40,13 +46,16 @@ SAMPLE = 100
 class Attack:
     """Kills a service again and again, and keeps the books."""
 
-    def __init__(self, data: Path, seed: int) -> None:
+    def __init__(self, data: Path, seed: int, *, retention: bool = False) -> None:
         self.data = data
         self.rng = random.Random(seed)
+        self.retention = retention
+        self.settings = (*SETTINGS, *RETAINED) if retention else SETTINGS
         self.ledger = Ledger()
-        self.load = Load(self.ledger, self.rng)
+        self.load = Load(self.ledger, self.rng, RETAINED_MEMOS if retention else MEMOS)
         self.kills = {"under load": 0, "while starting": 0}
         self.recoveries: list[tuple[int, float]] = []  # keys of the state, seconds until ready
+        self.removed = 0  # rows that retention has removed
 
     def fill(self, keys: int) -> None:
         """Give so many cards a payment, so that there is more to recover."""
@@ -64,13 +73,13 @@ class Attack:
     @contextmanager
     def started(self) -> Iterator[Service]:
         began = time.monotonic()
-        with running(self.data, *SETTINGS, app=APP) as service:
+        with running(self.data, *self.settings, app=APP) as service:
             took_s = time.monotonic() - began
             self.recoveries.append((int(service.metric("state_keys")), took_s))
             yield service
 
     def kill_a_start(self) -> None:
-        process = begin(self.data, APP, *SETTINGS)
+        process = begin(self.data, APP, *self.settings)
         time.sleep(self.rng.uniform(0.05, 0.8))
         process.kill()
         process.wait()
@@ -78,6 +87,9 @@ class Attack:
 
     async def kill_under_load(self, service: Service) -> None:
         load = asyncio.create_task(self.load.run(service.port, lambda: False))
+        enough = len(self.ledger.payments) + (RETAINED_BEFORE_A_KILL if self.retention else 0)
+        while len(self.ledger.payments) < enough and not load.done():
+            await asyncio.sleep(0.01)
         await asyncio.sleep(min(self.rng.expovariate(7), 2))
         service.process.kill()
         await load
@@ -88,18 +100,30 @@ class Attack:
         """Send again what got no answer; then look for all that is new, and for some of the rest, or all of it."""
         caller = Caller(port)
         await self.ledger.settle(caller)
-        new, known = self.ledger.check_order(), list(self.ledger.payments)
+        new, known = self.ledger.check_order(), self.surely_there()
+        new = sorted(set(new) & set(known))
         older = self.rng.sample(known, min(SAMPLE, len(known)))
         await self.ledger.look_up(caller, [*new, *older])
         await self.ledger.retry(caller, known if everything else [*new, *older])
         await caller.close()
+
+    def surely_there(self) -> list[str]:
+        """What was sent, as far as retention must have kept it; newest first."""
+        newest = reversed(self.ledger.payments.items())
+        if not self.retention:
+            return [id for id, _ in newest]
+        size = 0
+        return [id for id, payment in newest if (size := size + len(payment["memo"])) <= SURELY_KEPT]
 
     def finish(self) -> None:
         """One more start that looks for all of it, and a reading of the log itself."""
         with self.started() as service:
             asyncio.run(self.verify(service.port, everything=True))
             assert service.end() == 0
-        assert ids_in_log(self.data) == self.ledger.in_order()
+        self.removed, ids = rows_in_log(self.data)
+        assert ids == self.ledger.in_order()[self.removed :]
+        assert set(ids) >= set(self.surely_there())
+        assert bool(self.removed) == self.retention, "retention is what removes rows, and does"
         assert "sound" in succeed("log", "verify", "--data", self.data)
 
     def figures(self) -> dict[str, object]:
@@ -107,22 +131,24 @@ class Attack:
         return {
             "kills": self.kills,
             "acknowledged": self.ledger.acknowledged,
+            "removed by retention": self.removed,
             "lost": len(findings.lost),
             "repeated": len(findings.repeated),
             "refused": len(findings.refused),
         }
 
 
-def ids_in_log(data: Path) -> list[str]:
-    """The ids of the topic's rows as they are on disk, in the order of their offsets."""
+def rows_in_log(data: Path) -> tuple[int, list[str]]:
+    """The offset of the topic's first row as they are on disk, and the ids of all in the order of their offsets."""
     import pyarrow.parquet as pq
 
     target = data.with_suffix(".parquet")
     succeed("export", "payments", "--to", target, "--data", data)
     rows = pq.read_table(target, columns=["_offset", "payment_id"])
-    assert rows["_offset"].to_pylist() == list(range(rows.num_rows))
+    first: int = rows["_offset"][0].as_py()
+    assert rows["_offset"].to_pylist() == list(range(first, first + rows.num_rows))
     ids: list[str] = rows["payment_id"].to_pylist()
-    return ids
+    return first, ids
 
 
 def recovery_figures(recoveries: list[tuple[int, float]]) -> list[dict[str, float]]:
@@ -141,9 +167,17 @@ def recovery_figures(recoveries: list[tuple[int, float]]) -> list[dict[str, floa
     ]
 
 
-def attack(data: Path, seed: int, *, kills: int, keys: int = 0, progress: Callable[[str], None] = print) -> Attack:
-    attack = Attack(data, seed)
-    progress(f"kill -9: seed {seed}, {kills} kills, {keys:,} keys")
+def attack(
+    data: Path,
+    seed: int,
+    *,
+    kills: int,
+    keys: int = 0,
+    retention: bool = False,
+    progress: Callable[[str], None] = print,
+) -> Attack:
+    attack = Attack(data, seed, retention=retention)
+    progress(f"kill -9: seed {seed}, {kills} kills, {keys:,} keys{', retention' if retention else ''}")
     if keys:
         attack.fill(keys)
     for kill in range(1, kills + 1):
@@ -164,11 +198,17 @@ def test_what_was_acknowledged_survives_kills_at_random_instants_once(tmp_path: 
     print(json.dumps(figures, indent=2), f"\nwritten to {write_figures('kills', **figures)}")
 
 
+def test_what_was_acknowledged_survives_kills_while_retention_removes_files(tmp_path: Path) -> None:
+    """Of what it keeps everything is asked for, of what it has removed the counts go on."""
+    attacked = attack(tmp_path / "data", random.randrange(1 << 32), kills=10, retention=True)
+    print(json.dumps(attacked.figures(), indent=2))
+
+
 @pytest.mark.long
 def test_what_was_acknowledged_survives_a_thousand_kills(
     tmp_path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By `--kills` as many as one likes: nine tenths of them on a small state, the others on larger ones."""
+    """By `--kills` as many as one likes: most of them on a small state, the others with retention or on larger ones."""
     kills: int = request.config.getoption("--kills")
 
     def progress(line: str) -> None:
@@ -176,14 +216,28 @@ def test_what_was_acknowledged_survives_a_thousand_kills(
             print(line, flush=True)
 
     parts = [
-        attack(tmp_path / f"data{keys}", random.randrange(1 << 32), kills=share, keys=keys, progress=progress)
-        for keys, share in ((0, kills - kills // 10), (100_000, kills // 20), (1_000_000, kills // 20))
-        if share
+        attack(tmp_path / f"data{number}", random.randrange(1 << 32), progress=progress, **part)
+        for number, part in enumerate(shared_out(kills))
     ]
     recoveries = [each for part in parts for each in part.recoveries]
     totals = add_up([part.figures() for part in parts])
     target = write_figures("kills-long", **totals, recovery=recovery_figures(recoveries))
     progress(f"{target.read_text()}written to {target}")
+
+
+def shared_out(kills: int) -> list[dict[str, Any]]:
+    """
+    >>> [part["kills"] for part in shared_out(1_000)], len(shared_out(19))
+    ([700, 200, 50, 50], 1)
+    """
+    few = kills // 20
+    parts = [
+        {"kills": kills - 6 * few},
+        {"kills": 4 * few, "retention": True},
+        {"kills": few, "keys": 100_000},
+        {"kills": few, "keys": 1_000_000},
+    ]
+    return [part for part in parts if part["kills"]]
 
 
 def add_up(parts: list[dict[str, Any]]) -> dict[str, Any]:
