@@ -22,9 +22,10 @@ import pytest
 from penstock import _native
 from penstock.errors import DamagedError
 from penstock.runtime.app import load_app
-from penstock.runtime.gate import LOOKUP
+from penstock.runtime.gate import DECIDE, LOOKUP
 from penstock.runtime.plan import compile_plan
-from processes import JSON, running
+from processes import DECIDE as DECIDE_URL
+from processes import JSON, Answer, Service, running, succeed, without_time
 from reliability.ledger import Ledger
 from reliability.load import Load
 from reliability.test_tools import APP, SETTINGS, flip, frames
@@ -79,14 +80,19 @@ def changed(data: Path) -> Iterator[None]:
 
 def look_up(gate: _native.Gate, ids: list[str]) -> list[tuple[int, JSON]]:
     """What GET says of each of these."""
+    return ask(gate, LOOKUP, [id.encode() for id in ids])
+
+
+def ask(gate: _native.Gate, kind: int, bodies: list[bytes]) -> list[tuple[int, JSON]]:
+    """Status and answer of each, of a gate that is then stopped."""
     ready = gate.start()
-    gate.submit([(number, LOOKUP, 0, id.encode(), 0) for number, id in enumerate(ids, 1)])
+    gate.submit([(number, kind, 0, body, 0) for number, body in enumerate(bodies, 1)])
     answers: dict[int, tuple[int, JSON]] = {}
-    while len(answers) < len(ids):
+    while len(answers) < len(bodies):
         select.select([ready], [], [], 30)
         answers.update((handle, (status, json.loads(body))) for handle, status, body, _ in gate.take())
     gate.stop()
-    return [answers[number] for number in range(1, len(ids) + 1)]
+    return [answers[number] for number in range(1, len(bodies) + 1)]
 
 
 def judge(data: Path, ledger: Ledger) -> str:
@@ -142,6 +148,73 @@ def test_a_flipped_byte_is_harmless_or_refused_where_it_is_met(
             flip(file, place)
             verdict = judge(data, killed[1])
         assert verdict == ("refused" if name in REFUSED else "harmless"), (name, place)
+
+
+def test_a_flipped_byte_of_the_ids_costs_who_asks_for_them_an_answer_and_nobody_else_anything(
+    data: Path, killed: tuple[Path, Ledger]
+) -> None:
+    """A retry is told the same, or that it cannot be known, and where; the next start has all of them again."""
+    ledger, settings = killed[1], json.dumps({**GATE, "memory_ids": 16})
+    payments = [ledger.payments[id] for id in ledger.told]
+    bodies = [json.dumps(payment).encode() for payment in payments]
+    new = json.dumps({**payments[0], "payment_id": "new"}).encode()
+
+    def retried(*more: bytes) -> list[tuple[int, JSON]]:
+        answers = ask(_native.Gate(PLAN, str(data), settings), DECIDE, [*bodies, *more])
+        return [(status, {name: answer[name] for name in answer if name != "took_ms"}) for status, answer in answers]
+
+    told = [(200, answer) for answer in ledger.told.values()]
+    assert retried() == told
+    file = max((data / "ids").glob("*.ids"), key=lambda path: path.stat().st_size)
+    refused = 0
+    for place in random.Random(1).sample(range(file.stat().st_size), PLACES):
+        with changed(data):
+            flip(file, place)
+            *again, decided = retried(new)
+            for answer, first in zip(again, told, strict=True):
+                if answer != first:
+                    assert (answer[0], answer[1]["error"]["code"]) == (500, "log_damaged")
+                    assert f"ids/{file.name} is damaged at byte" in answer[1]["error"]["message"]
+                    refused += 1
+            assert decided[0] == 200
+            assert retried() == told
+    assert refused
+
+
+def test_ids_that_are_damaged_under_a_running_service_are_refused_with_the_place_and_all_else_goes_on(
+    data: Path, killed: tuple[Path, Ledger]
+) -> None:
+    ledger, settings = killed[1], json.dumps({**GATE, "memory_ids": 16})
+    look_up(_native.Gate(PLAN, str(data), settings), ["makes files of ids"])
+
+    def retry(service: Service, id: str) -> Answer:
+        return service.call("POST", DECIDE_URL, json.dumps(ledger.payments[id]).encode())
+
+    with running(data, *SETTINGS, app=APP) as service:
+        file = max((data / "ids").glob("*.ids"), key=lambda path: path.stat().st_size)
+        with file.open("r+b") as changed:
+            changed.write(bytes(file.stat().st_size))
+        refused = 0
+        for id, first in ledger.told.items():
+            answer = retry(service, id)
+            if answer.status == 200:
+                assert without_time(answer.json()) == first
+                continue
+            assert (answer.status, answer.code) == (500, "log_damaged")
+            assert f"ids/{file.name} is damaged at byte" in answer.json()["error"]["message"]
+            assert "the next start makes the files of ids again" in answer.json()["error"]["message"]
+            assert service.call("GET", f"/v1/decisions/authorise/{id}").status == 500
+            refused += 1
+        assert refused
+        (warning,) = service.call("GET", "/readyz").json()["warnings"]
+        assert f"until the next start makes their files again: ids/{file.name} is damaged at byte" in warning
+        assert service.decide({**next(iter(ledger.payments.values())), "payment_id": "next"})["id"] == "next"
+        assert service.end() == 0
+    with running(data, *SETTINGS, app=APP) as service:
+        assert all(without_time(retry(service, id).json()) == first for id, first in ledger.told.items())
+        assert service.call("GET", "/readyz").json()["warnings"] == []
+        service.end()
+    assert "sound" in succeed("log", "verify", "--data", data)
 
 
 def test_a_log_that_ends_anywhere_in_its_last_acknowledged_commit_is_refused(

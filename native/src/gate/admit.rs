@@ -77,7 +77,7 @@ impl Core {
         let ids = batch.column(about.id);
         let hashes = id_hashes(&about.name, ids);
         let mut candidates = Vec::new();
-        self.ids.find_batch(&hashes, &mut candidates)?;
+        let mut unread = self.ids.find_batch(&hashes, &mut candidates).into_iter().peekable();
         let group = cycle.groups.len();
         let (taken, places) = (Taken::Nothing, Vec::new());
         cycle.groups.push(Group { topic, origin, batch: batch.clone(), taken, places });
@@ -92,7 +92,12 @@ impl Core {
             // What retention has removed is forgotten with it, whatever the index still knows.
             let kept = candidates[first..next].iter().map(|&(_, address)| address);
             let addresses: Vec<u64> = kept.filter(|&address| self.log.keeps(Address(address))).collect();
-            let judged = match self.seen_before(cycle, topic, origin, batch, (row, hashes[row]), &addresses) {
+            let seen_before = match std::iter::from_fn(|| unread.next_if(|(unread, _)| *unread == row)).last()
+            {
+                Some((_, error)) => Err(error),
+                None => self.seen_before(cycle, topic, origin, batch, (row, hashes[row]), &addresses),
+            };
+            let judged = match seen_before {
                 Ok(Some(judged)) => judged,
                 Err(error) => {
                     let (status, body) = unreadable(error)?;
@@ -121,9 +126,9 @@ impl Core {
         (row, hash): (usize, u64),
     ) -> Result<bool> {
         let mut addresses = Vec::new();
-        self.ids.find(hash, &mut addresses)?;
+        let found = self.ids.find(hash, &mut addresses);
         addresses.retain(|&address| self.log.keeps(Address(address)));
-        match self.seen_before(cycle, topic, origin, batch, (row, hash), &addresses) {
+        match found.and_then(|()| self.seen_before(cycle, topic, origin, batch, (row, hash), &addresses)) {
             Err(Error::Damaged { .. } | Error::Io { .. }) => Ok(true),
             seen => Ok(seen?.is_some()),
         }

@@ -294,6 +294,12 @@ impl Core {
         Ok(took)
     }
 
+    /// For who compares its state.
+    #[cfg(test)]
+    pub(crate) fn engine_mut(&mut self) -> &mut Engine {
+        &mut self.engine
+    }
+
     fn word(&self, cycle: &Cycle, worded: &mut Worded) {
         worded.clear();
         let tables: Vec<_> =
@@ -448,6 +454,7 @@ impl Core {
         let ids = self.ids.stats();
         self.stats.ids = ids.ids;
         self.stats.ids_memory_bytes = ids.memory_bytes;
+        self.stats.ids_failed = self.ids.failed().map(str::to_string);
     }
 }
 

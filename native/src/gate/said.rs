@@ -11,6 +11,7 @@ use super::words::Words;
 use super::{Answer, Request, error_body};
 use crate::answer::{self, DecisionWriter, Extra};
 use crate::error::{Error, Result};
+use crate::ids;
 use crate::log::Address;
 use crate::schema::Type;
 
@@ -214,6 +215,9 @@ impl Core {
 /// Any other error is everybody's.
 pub(super) fn unreadable(error: Error) -> Result<(u16, Vec<u8>)> {
     let advice = match error {
+        Error::Damaged { ref file, .. } if file.starts_with(ids::FOLDER) => {
+            "the next start makes the files of ids again from the log"
+        }
         Error::Damaged { .. } => "penstock log verify shows what is damaged",
         Error::Io { .. } => "see to the disk, and ask again",
         other => return Err(other),

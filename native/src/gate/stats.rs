@@ -66,6 +66,8 @@ pub struct Stats {
     pub reader_lags: Vec<(String, Option<f64>)>,
     pub ids: u64,
     pub ids_memory_bytes: u64,
+    /// Why files of ids are merged no more, and some ids may be unknown, where that is so.
+    pub ids_failed: Option<String>,
     pub pending: u64,
     pub log_sequence: u64,
     pub flush_us: u64,

@@ -18,7 +18,7 @@ use super::{GROUP, Span};
 use crate::disk::{Disk, File, LARGE_PIECE, Mode, SMALL_PIECE, is_full};
 use crate::error::{Error, Result};
 
-pub(super) const FOLDER: &str = "ids";
+pub const FOLDER: &str = "ids";
 const READ_BLOCKS: u64 = (LARGE_PIECE / BLOCK_BYTES) as u64;
 
 pub(super) struct Generation {
@@ -80,17 +80,24 @@ impl Generation {
         Ok(())
     }
 
-    /// Append (position, address) by position, and for each newest first.
-    pub(super) fn find_batch(&self, hashes: &[u64], found: &mut Vec<(usize, u64)>) -> Result<()> {
+    /// Append (position, address) by position, and for each newest first; and the positions that cannot be answered.
+    pub(super) fn find_batch(
+        &self,
+        hashes: &[u64],
+        found: &mut Vec<(usize, u64)>,
+        unread: &mut Vec<(usize, Error)>,
+    ) {
         let mut addresses = Vec::new();
         for (group, start) in hashes.chunks(GROUP).zip((0..).step_by(GROUP)) {
             black_box(group.iter().fold(0, |values, hash| values ^ self.touch(*hash)));
             for (position, hash) in (start..).zip(group).filter(|(_, hash)| self.may_hold(**hash)) {
-                self.find(*hash, &mut addresses)?;
-                found.extend(addresses.drain(..).map(|address| (position, address)));
+                match self.find(*hash, &mut addresses) {
+                    Ok(()) => found.extend(addresses.drain(..).map(|address| (position, address))),
+                    Err(error) => unread.push((position, error)),
+                }
+                addresses.clear();
             }
         }
-        Ok(())
     }
 
     /// Stand at the first entry.

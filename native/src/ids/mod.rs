@@ -20,14 +20,15 @@ mod task;
 
 use std::collections::VecDeque;
 use std::hint::black_box;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use generation::{FOLDER, Generation};
+pub use generation::FOLDER;
+use generation::Generation;
 use merge::Rank;
 use table::Table;
 use task::Task;
@@ -96,7 +97,9 @@ pub struct Stats {
 /// its retention (by up to an eighth; the newest table and the newest generation by any time), or that the log
 /// still has it.
 ///
-/// After an error the index must be opened again, except after `Error::Full`, which `flushable` tries again.
+/// What a file cannot tell is an error of the ids that were asked for, and of no others; `failed` tells it until the
+/// next start. After any other error the index must be opened again, except after `Error::Full`, which `flushable`
+/// tries again.
 pub struct Ids {
     disk: Arc<dyn Disk>,
     settings: Settings,
@@ -110,6 +113,7 @@ pub struct Ids {
     /// The last commit that can be in no table but the newest one.
     sealed: Option<u64>,
     damage: Vec<Error>,
+    failed: OnceLock<String>,
     flush: Option<Task<Generation>>,
     merge: Option<Merge>,
     retired: Vec<Retired>,
@@ -149,6 +153,7 @@ impl Ids {
             sealed: generations.last().map(|newest| newest.span.last),
             generations,
             damage,
+            failed: OnceLock::new(),
             flush: None,
             merge: None,
             retired: Vec::new(),
@@ -201,17 +206,25 @@ impl Ids {
         Ok(())
     }
 
-    /// Append (position in `hashes`, address) by position, and for each as `find` would.
-    pub fn find_batch(&self, hashes: &[u64], found: &mut Vec<(usize, u64)>) -> Result<()> {
-        let before = found.len();
+    /// Append (position in `hashes`, address) by position, and for each as `find` would; returned, by position too, is
+    /// what cannot be answered.
+    pub fn find_batch(&self, hashes: &[u64], found: &mut Vec<(usize, u64)>) -> Vec<(usize, Error)> {
+        let (before, mut unread) = (found.len(), Vec::new());
         for table in self.tables() {
             table.find_batch(hashes, found);
         }
         for generation in self.generations.iter().rev() {
-            generation.find_batch(hashes, found).map_err(|error| self.mark_damaged(error))?;
+            generation.find_batch(hashes, found, &mut unread);
         }
         found[before..].sort_by_key(|(position, _)| *position);
-        Ok(())
+        unread.sort_by_key(|(position, _)| *position);
+        unread.into_iter().map(|(position, error)| (position, self.mark_damaged(error))).collect()
+    }
+
+    /// Why files are merged no more, where that is so: one is damaged, or a merge has failed. All that is known stays
+    /// known but for what cannot be read; the next start makes the files again.
+    pub fn failed(&self) -> Option<&str> {
+        self.failed.get().map(String::as_str)
     }
 
     /// To be called after each sync: writes full tables whose commits are durable, merges generations, and picks up
@@ -307,7 +320,7 @@ impl Ids {
     }
 
     fn start_merge(&mut self) -> Result<bool> {
-        if self.merge.is_some() {
+        if self.merge.is_some() || self.failed.get().is_some() {
             return Ok(false);
         }
         let Settings { memory_ids, retain_us, background } = self.settings;
@@ -322,7 +335,16 @@ impl Ids {
 
     fn end_merge(&mut self) -> Result<bool> {
         let Some(merge) = self.merge.take_if(|merge| merge.task.finished()) else { return Ok(false) };
-        let merged = merge.task.join().map_err(|error| self.mark_damaged(error))?;
+        let merged = match merge.task.join() {
+            Ok(merged) => merged,
+            Err(error @ Error::Full { .. }) => return Err(error),
+            // Its sources are as they were.
+            Err(error) => {
+                let error = self.mark_damaged(error);
+                let _ = self.failed.set(error.to_string());
+                return Ok(false);
+            }
+        };
         let start = self.position(&merge.sources[0]);
         self.generations.splice(start..start + merge.sources.len(), [Arc::new(merged)]);
         self.retired.extend(merge.sources.into_iter().map(Retired::Generation));
@@ -360,8 +382,11 @@ impl Ids {
     /// The next start must not trust the file again. The damage itself is the error to tell, so no other replaces it.
     fn mark_damaged(&self, error: Error) -> Error {
         if let Error::Damaged { file, .. } = &error {
-            let _ = self.disk.rename(file, &open::damaged(file));
-            let _ = self.disk.sync_folder(FOLDER);
+            let _ = self.failed.set(error.to_string());
+            // Where it has not been done before.
+            if self.disk.rename(file, &open::damaged(file)).is_ok() {
+                let _ = self.disk.sync_folder(FOLDER);
+            }
         }
         error
     }
@@ -391,7 +416,7 @@ fn free(disk: &dyn Disk, retired: Vec<Retired>) -> Result<()> {
     for what in retired {
         match what {
             Retired::Table(table) => drop(table),
-            Retired::Generation(generation) => open::remove(disk, generation.path())?,
+            Retired::Generation(generation) => open::remove_used(disk, generation.path())?,
         }
     }
     Ok(())

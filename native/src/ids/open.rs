@@ -74,6 +74,16 @@ pub(super) fn remove(disk: &dyn Disk, path: &str) -> Result<()> {
     removed.map_err(|error| Error::io(format!("could not remove {path}"), error))
 }
 
+/// The same of one in use, which may have been marked as damaged.
+pub(super) fn remove_used(disk: &dyn Disk, path: &str) -> Result<()> {
+    match remove(disk, path) {
+        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            remove(disk, &damaged(path))
+        }
+        removed => removed,
+    }
+}
+
 fn remove_all(disk: &dyn Disk, paths: &[String]) -> Result<()> {
     if !paths.is_empty() {
         // A merge's result is here, but a crash can have come before its name was durable.

@@ -70,7 +70,7 @@ impl Log {
         let new = [0, 1, u64::MAX, u64::MAX / 2].into_iter().filter(|hash| !addresses.contains_key(hash));
         let hashes: Vec<u64> = addresses.keys().copied().chain(new).collect();
         let mut batch = Vec::new();
-        ids.find_batch(&hashes, &mut batch).unwrap();
+        assert!(ids.find_batch(&hashes, &mut batch).is_empty());
         let mut singles = Vec::new();
         for (position, hash) in hashes.iter().enumerate() {
             let found = find(ids, *hash).unwrap();
@@ -272,6 +272,53 @@ fn a_flip_of_any_byte_is_detected_or_harmless() {
 }
 
 #[test]
+fn an_index_with_a_damaged_file_goes_on_without_what_is_in_it_and_the_next_start_has_everything() {
+    let (mut refused, mut kept_apart) = (0, 0);
+    for (file, position) in (0..4).flat_map(|file| (4096..8192).step_by(397).map(move |at| (file, at))) {
+        let (disk, mut log) = (TestDisk::default(), Log::default());
+        let mut ids = log.open(&disk, settings(16)).unwrap();
+        for commit in course().into_iter().take(80) {
+            log.append(&mut ids, commit);
+            ids.flushable(log.sequence()).unwrap();
+        }
+        drop(ids);
+        let paths = disk.paths();
+        let path = &paths[file % paths.len()];
+        let mut bytes = disk.content(path);
+        bytes[position] ^= 1 << (position % 8);
+        disk.set_content(path, bytes);
+        let mut ids = log.open(&disk, settings(16)).unwrap();
+        assert!(ids.damage().is_empty(), "a start reads no block");
+        let known = log.addresses();
+        let hashes: Vec<u64> = known.keys().copied().collect();
+        let (mut batch, mut singles) = (Vec::new(), Vec::new());
+        let unread: Vec<usize> = ids.find_batch(&hashes, &mut batch).into_iter().map(|(at, _)| at).collect();
+        for (number, hash) in hashes.iter().enumerate() {
+            match find(&ids, *hash) {
+                Ok(found) => {
+                    assert_found(&found, &known[hash], log.expired_us);
+                    singles.extend(found.into_iter().map(|address| (number, address)));
+                }
+                Err(Error::Damaged { file, .. }) => {
+                    assert!(file == *path && unread.contains(&number));
+                    refused += 1;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        batch.retain(|(number, _)| !unread.contains(number));
+        assert_eq!(batch, singles);
+        follow(&mut log, &mut ids).unwrap();
+        kept_apart += usize::from(ids.failed().is_some());
+        drop(ids);
+        let ids = log.open(&disk, settings(16)).unwrap();
+        log.check(&ids);
+        assert!(ids.failed().is_none() && disk.paths().iter().all(|path| path.ends_with(".ids")));
+    }
+    assert!(refused > 100 && kept_apart > 10, "{refused} {kept_apart}");
+}
+
+#[test]
 fn a_file_cut_or_lengthened_anywhere_is_detected() {
     let (disk, log, paths) = three_generations();
     let bytes = disk.content(&paths[1]);
@@ -345,8 +392,10 @@ fn a_merge_that_meets_damage_says_so_and_the_next_start_overcomes_it() {
             Commit { hashes: (0..20).map(|hash| Random(hash).next()).collect(), time_us: 150 + number },
         );
     }
-    let error = ids.flushable(log.sequence()).unwrap_err();
-    assert!(error.to_string().starts_with(&format!("{} is damaged at byte 4096", paths[1])), "{error}");
+    ids.flushable(log.sequence()).unwrap();
+    let failed = ids.failed().unwrap();
+    assert!(failed.starts_with(&format!("{} is damaged at byte 4096", paths[1])), "{failed}");
+    assert_eq!(ids.stats().generations, 4, "they stay apart");
     drop(ids);
     let ids = log.open(&disk, settings(20)).unwrap();
     assert_eq!((ids.covered(), !ids.damage().is_empty()), (1, true));
