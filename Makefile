@@ -21,10 +21,10 @@ ARGS ?=
 # One of the core's tests: make test-core TEST=what_has_left_every_window_is_freed
 TEST ?=
 
-# The simulator: make simulate SEED=0x2a; make test-long SEEDS=100000 FROM=5000
+# The simulator: make simulate SEED=0x2a; make test-long SEEDS=100000 FROM=5000. Other seeds each day.
 SEED ?=
 SEEDS ?= 5000
-FROM ?= 0
+FROM ?= $(shell date +%Y%m%d)00000
 # How long: make soak MINUTES=480
 MINUTES ?= 20
 # How long for each reader of bytes, and which: make fuzz FOR=600 TARGET="json arrow"

@@ -234,7 +234,7 @@ impl Link {
     /// Why a frame cannot be the next one.
     fn breaks(&self, next: &Header) -> Option<&'static str> {
         let epoch = self.epoch.checked_add(u32::from(next.flags & frame::EPOCH != 0));
-        if unchecked() {
+        if unchained() {
             return None;
         }
         if next.sequence != self.sequence + 1 {
@@ -249,10 +249,18 @@ impl Link {
     }
 }
 
-/// Only the simulation's negative control takes what it finds for what was written.
+/// Only the simulation's negative controls take what they find for what was written.
 fn unchecked() -> bool {
     #[cfg(test)]
     return crate::simulate::controls::is_off(crate::simulate::controls::Safeguard::Checksums);
+    #[cfg(not(test))]
+    false
+}
+
+/// Nor do they ask whether it follows what was written before it.
+fn unchained() -> bool {
+    #[cfg(test)]
+    return unchecked() || crate::simulate::controls::is_off(crate::simulate::controls::Safeguard::Chain);
     #[cfg(not(test))]
     false
 }

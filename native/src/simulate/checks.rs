@@ -6,9 +6,12 @@ use super::Broken;
 use super::history::{Id, ensure};
 use super::run::Run;
 use crate::disk::Disk;
+use crate::engine::Engine;
 use crate::follower::Follower;
+use crate::gate::Clock;
 use crate::log::{self, Reader};
 use crate::plan::Plan;
+use crate::snapshot;
 
 impl Run {
     pub(super) fn read_log(&mut self) -> Result<(), Broken> {
@@ -27,10 +30,31 @@ impl Run {
             Ok(Ok(()))
         };
         let read = read().map_err(|error| format!("the log cannot be read: {error}"))?;
+        read?;
         if first > 0 && self.history.first_sequence > first {
             self.summary.count("(retention removed a part of the log)");
+            self.check_removal()?;
         }
-        read
+        self.removers = vec![self.settings.log.clone()];
+        Ok(())
+    }
+
+    /// The log's beginning is gone: by settings that were in force, and two snapshots do without it.
+    fn check_removal(&self) -> Result<(), Broken> {
+        let first = self.history.first_sequence;
+        // A file is as old as the next one's beginning, which its first commit made.
+        let (_, ended_us) = self.history.times.range(first..).next().ok_or("nothing is left of the log")?;
+        let now_us = self.history.forgotten_us.max(self.clock.now_us());
+        let old = |retention_us: i64| *ended_us < now_us - retention_us;
+        let by = |log: &log::Settings| log.retention_bytes.is_some() || log.retention_us.is_some_and(old);
+        ensure(self.removers.iter().any(by), || {
+            format!("commits before {first} are gone, and no retention asks for it")
+        })?;
+        let snapshots = snapshot::list(self.spared().as_ref()).map_err(|error| error.to_string())?;
+        let later = snapshots.iter().filter(|sequence| **sequence >= first).count();
+        ensure(later >= snapshot::KEPT, || {
+            format!("commits before {first} are gone, and there are snapshots {snapshots:?}")
+        })
     }
 
     /// Read again all that is kept: what was there is there.
@@ -71,12 +95,16 @@ impl Run {
         Ok(())
     }
 
-    /// The state as a start would have it, and as it comes from the whole log, are the same bytes.
+    /// The state as a start would have it, as the gate has it, and as it comes from the whole log, are the same bytes.
     pub(super) fn check_state(&mut self) -> Result<(), Broken> {
         let plan = Arc::new(self.pipeline.plan());
         let restored = state(&plan, self.spared()).map_err(|error| format!("restoring: {error}"))?;
         let whole: Arc<dyn Disk> = Arc::new(self.disk.whole_log());
         let computed = state(&plan, whole).map_err(|error| format!("recomputing: {error}"))?;
+        let live = match &mut self.core {
+            Some(core) => stores(core.engine_mut()).map_err(|error| error.to_string())?,
+            None => restored.clone(),
+        };
         for (index, (restored, computed)) in restored.iter().zip(&computed).enumerate() {
             // A note of what was missing stays as long as any window might have needed it.
             if restored.windows(10).any(|text| text == b"\"since\":{\"") {
@@ -84,6 +112,13 @@ impl Run {
                 continue;
             }
             self.summary.states += 1;
+            ensure(live[index] == *computed, || {
+                format!(
+                    "the gate has store {index} as {} bytes, computed {}",
+                    live[index].len(),
+                    computed.len()
+                )
+            })?;
             ensure(restored == computed, || {
                 format!("store {index} is restored as {} bytes, computed {}", restored.len(), computed.len())
             })?;
@@ -96,10 +131,14 @@ impl Run {
 fn state(plan: &Arc<Plan>, disk: Arc<dyn Disk>) -> crate::error::Result<Vec<Vec<u8>>> {
     let mut follower = Follower::open(plan.clone(), disk, 1, &mut |_, _, _| {})?;
     while follower.advance(1024, |_| Ok(()))? > 0 {}
-    follower.engine.settle();
+    stores(&mut follower.engine)
+}
+
+fn stores(engine: &mut Engine) -> crate::error::Result<Vec<Vec<u8>>> {
+    engine.settle();
     let save = |index| {
         let mut bytes = Vec::new();
-        follower.engine.save_store(index, &mut bytes).map(|()| bytes)
+        engine.save_store(index, &mut bytes).map(|()| bytes)
     };
-    (0..plan.stores.len()).map(save).collect()
+    (0..engine.plan.stores.len()).map(save).collect()
 }

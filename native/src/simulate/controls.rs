@@ -6,6 +6,8 @@ use std::cell::Cell;
 pub enum Safeguard {
     /// A commit is as it was written: its checksum, and the chain to the one before it.
     Checksums,
+    /// A commit follows the one before it.
+    Chain,
     /// A start finds the ids in the log again.
     Ids,
     /// What is answered is on disk.

@@ -1,9 +1,10 @@
 //! The gate at work: what it takes, what it answers, and why it may stop.
 
 use super::Broken;
+use super::disk::Fault;
 use super::event;
 use super::expression::Value;
-use super::history::{Id, ensure, id_of};
+use super::history::{Id, id_of};
 use super::run::Run;
 use crate::conform::read_ipc;
 use crate::gate::{Answer, Core, Kind, MODEL, Request, Told};
@@ -49,16 +50,9 @@ impl Run {
             Stop::Broken(broken) => Err(broken),
             Stop::Gate(error) => {
                 let fault = self.disk.disarm();
-                let rotten = self.is_rotten(&error);
-                ensure(fault.is_some() || self.limited || rotten, || {
-                    format!("the gate has stopped: {error}")
-                })?;
-                let class = match fault {
-                    Some(fault) => format!("{fault:?}: the gate stopped"),
-                    None if rotten => "a rotten file of ids: the gate stopped".into(),
-                    None => "a full disk: the gate stopped".into(),
-                };
-                self.note(&class, error);
+                let fault = fault.filter(|fault| *fault != Fault::FailedRead);
+                let fault = fault.ok_or_else(|| format!("the gate has stopped: {error}"))?;
+                self.note(&format!("{fault:?}: the gate stopped"), error);
                 let power = self.chance.percent(self.odds.power);
                 self.end_gate(power);
                 self.recover()

@@ -1,4 +1,4 @@
-//! Rot: one bit of one file is another than was written.
+//! Rot: one bit of one file is another than was written, or a commit of the log is gone and those behind it have closed up.
 //!
 //! In the log's acknowledged bytes it is refused where it is met, with the place; never is an answer another or missing.
 //! That is looked at on a copy of the disk, as who restores the file from a copy would have it. Snapshots, files of ids and the
@@ -35,6 +35,8 @@ struct Place {
     class: String,
     path: String,
     offset: usize,
+    /// So many bytes are gone from there on; where there are none, a bit is another.
+    gone: usize,
 }
 
 impl Run {
@@ -53,16 +55,19 @@ impl Run {
     fn damage_log(&mut self) -> std::result::Result<(), Broken> {
         let mask = 1 << self.chance.below(8);
         let Some(place) = self.draw_place_in_log() else { return Ok(()) };
-        self.note(&format!("flip: {}", place.class), format!("{} at {}", place.path, place.offset));
+        self.note(&place.class, format!("{} at {}", place.path, place.offset));
         let damaged = self.disk.copy();
-        damaged.flip(&place.path, place.offset, mask);
+        match place.gone {
+            0 => damaged.flip(&place.path, place.offset, mask),
+            gone => damaged.close_up(&place.path, place.offset, gone),
+        }
         self.check_damaged_log(&damaged, &place)
     }
 
     fn damage_beside_the_log(&mut self) {
         let mask = 1 << self.chance.below(8);
         let Some(place) = self.draw_place_beside_the_log() else { return };
-        self.note(&format!("flip: {}", place.class), format!("{} at {}", place.path, place.offset));
+        self.note(&place.class, format!("{} at {}", place.path, place.offset));
         self.disk.flip(&place.path, place.offset, mask);
         if place.path.starts_with("ids/") {
             self.rotten.push(place.path);
@@ -82,19 +87,23 @@ impl Run {
         };
         if self.chance.percent(10) {
             let offset = self.chance.below(SEGMENT_HEADER_BYTES);
-            return Some(Place { class: format!("segment's header, {which}"), path, offset });
+            return Some(Place { class: format!("flip: segment's header, {which}"), path, offset, gone: 0 });
         }
         let frames = frames(&bytes);
+        if frames.len() > 2 && self.chance.percent(10) {
+            let (offset, gone) = frames[1 + self.chance.below(frames.len() - 2)];
+            return Some(Place { class: format!("a commit left out of {which}"), path, offset, gone });
+        }
         let number = if self.chance.percent(30) { frames.len() - 1 } else { self.chance.below(frames.len()) };
         let &(start, length) = frames.get(number)?;
         let last = if number + 1 == frames.len() { "the last commit of " } else { "" };
         if self.chance.percent(50) {
             let (what, at, count) = *self.chance.pick(&FRAME_FIELDS);
             let offset = start + at + self.chance.below(count);
-            return Some(Place { class: format!("{what}, {last}{which}"), path, offset });
+            return Some(Place { class: format!("flip: {what}, {last}{which}"), path, offset, gone: 0 });
         }
         let offset = start + FRAME_HEADER_BYTES + self.chance.below(length - FRAME_HEADER_BYTES);
-        Some(Place { class: format!("payload, {last}{which}"), path, offset })
+        Some(Place { class: format!("flip: payload, {last}{which}"), path, offset, gone: 0 })
     }
 
     fn draw_place_beside_the_log(&mut self) -> Option<Place> {
@@ -106,16 +115,16 @@ impl Run {
         let files: Vec<&String> = paths.iter().filter(wanted).collect();
         let path = files.get(self.chance.below(files.len()))?.to_string();
         let class = match path.split('/').next() {
-            Some("ids") => "a file of ids",
-            Some("snapshots") => "a snapshot",
-            _ => "a slot of log/durable",
+            Some("ids") => "flip: a file of ids",
+            Some("snapshots") => "flip: a snapshot",
+            _ => "flip: a slot of log/durable",
         };
         let length = self.disk.contents(&path).len();
         let offset = match path.as_str() {
             "log/durable" => 4096 * self.chance.below(2) + self.chance.below(32),
             _ => self.chance.below(length),
         };
-        (offset < length).then(|| Place { class: class.into(), path, offset })
+        (offset < length).then(|| Place { class: class.into(), path, offset, gone: 0 })
     }
 
     fn check_damaged_log(
@@ -123,7 +132,7 @@ impl Run {
         damaged: &SimulatedDisk,
         place: &Place,
     ) -> std::result::Result<(), Broken> {
-        let what = format!("after a flip of {} in {} at {}", place.class, place.path, place.offset);
+        let what = format!("after damage ({}) in {} at {}", place.class, place.path, place.offset);
         let shared: Arc<dyn Disk> = Arc::new(damaged.clone());
         let (read, error) = self.read_damaged(&shared).map_err(|broken| format!("{what}: {broken}"))?;
         let kept = self.history.commits.range(self.history.first_sequence..).count();
@@ -138,10 +147,7 @@ impl Run {
         }
         match self.open_on(shared, &self.pipeline) {
             Ok((core, _)) => self.ask_damaged(core, place, &what),
-            Err(error) => {
-                let fits = self.is_rotten(&error.to_string()) || names(&error, place);
-                ensure(fits, || format!("{what}: no start: {error}"))
-            }
+            Err(error) => ensure(names(&error, place), || format!("{what}: no start: {error}")),
         }
     }
 
@@ -184,7 +190,7 @@ impl Run {
                 // It has come again since, and waited for its decision: a start here has given it one.
                 continue;
             }
-            let Some(lookup) = self.ask(&mut core, Kind::Lookup, target, id_text(&id), what)? else { break };
+            let lookup = ask(&mut core, Kind::Lookup, target, id_text(&id), what)?;
             let refused = |answer: &Answer| {
                 let text = String::from_utf8_lossy(&answer.body);
                 let named = text.contains(&place.path) || text.contains("ids/");
@@ -211,7 +217,7 @@ impl Run {
                 continue;
             }
             let body = super::event::to_json(topic, &row, &mut self.chance).into_bytes();
-            let Some(again) = self.ask(&mut core, Kind::Decide, target, body, what)? else { break };
+            let again = ask(&mut core, Kind::Decide, target, body, what)?;
             let offset = self.history.past[newest].offset;
             let told: serde_json::Value = serde_json::from_slice(&again.body).unwrap_or_default();
             let same = match self.history.timeouts.contains_key(&(policy.name.to_string(), offset)) {
@@ -224,25 +230,19 @@ impl Run {
         }
         Ok(())
     }
+}
 
-    fn ask(
-        &self,
-        core: &mut Core,
-        kind: Kind,
-        target: usize,
-        body: Vec<u8>,
-        what: &str,
-    ) -> std::result::Result<Option<Answer>, Broken> {
-        let request = Request { handle: 1, kind, target, body, held_ns: 0 };
-        let answers = match core.step(vec![request], Told::default()) {
-            Ok(answers) => answers,
-            // The next start does without the file.
-            Err(error) if self.is_rotten(&error.to_string()) => return Ok(None),
-            Err(error) => return Err(format!("{what}: {error}")),
-        };
-        let answer = answers.into_iter().find(|answer| answer.handle == 1 && answer.flags & MODEL == 0);
-        answer.map(Some).ok_or_else(|| format!("{what}: {kind:?} has no answer"))
-    }
+fn ask(
+    core: &mut Core,
+    kind: Kind,
+    target: usize,
+    body: Vec<u8>,
+    what: &str,
+) -> std::result::Result<Answer, Broken> {
+    let request = Request { handle: 1, kind, target, body, held_ns: 0 };
+    let answers = core.step(vec![request], Told::default()).map_err(|error| format!("{what}: {error}"))?;
+    let answer = answers.into_iter().find(|answer| answer.handle == 1 && answer.flags & MODEL == 0);
+    answer.ok_or_else(|| format!("{what}: {kind:?} has no answer"))
 }
 
 fn names(error: &Error, place: &Place) -> bool {

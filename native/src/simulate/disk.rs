@@ -144,6 +144,16 @@ impl SimulatedDisk {
         state.contents[&state.names[path]].cached.clone()
     }
 
+    /// Take bytes out of a file; those behind them move up, and zeros follow.
+    pub fn close_up(&self, path: &str, offset: usize, gone: usize) {
+        let mut state = self.state();
+        let id = state.names[path];
+        let content = &mut state.content(id).cached;
+        let length = content.len();
+        content.drain(offset..offset + gone);
+        content.resize(length, 0);
+    }
+
     /// Change a byte where it lies, for every reader and for good.
     pub fn flip(&self, path: &str, offset: usize, mask: u8) {
         let mut state = self.state();

@@ -6,7 +6,7 @@ use serde_json::Value as Json;
 
 use super::Broken;
 use super::expression::Row;
-use super::history::{History, Id, ensure, fallback_body, id_of};
+use super::history::{History, Id, Past, ensure, fallback_body, id_of};
 use super::pipeline::{AHEAD_US, Pipeline};
 use crate::gate::{Answer, Kind, REPEAT, Request, Told};
 
@@ -237,13 +237,18 @@ impl Door {
         if told["cause"] == "disk_full" {
             return self.check_untaken(what, handle, index, &told, history, pipeline);
         }
-        let places = match told["offset"].as_i64() {
-            Some(offset) => history.offsets.get(topic.name).and_then(|places| places.get(offset as usize)),
-            None => history.ids.get(&line.id).and_then(|places| places.last()),
+        let its_own = |past: &&Past| past.row == *row && past.origin.as_deref() == Some(policy.name);
+        let at = |place: &usize| &history.past[*place];
+        let mut places = history.ids.get(&line.id).into_iter().flatten().rev().map(at);
+        let past = match (told["offset"].as_i64(), flight.kind) {
+            (Some(offset), _) => {
+                history.offsets.get(topic.name).and_then(|all| all.get(offset as usize)).map(at)
+            }
+            // While a body was under way retention may have removed what this line was told of, and the id come again.
+            (None, Kind::DecideMany) => places.find(its_own),
+            (None, _) => places.next(),
         };
-        let past = places.map(|&place| &history.past[place]);
-        let past = past.filter(|past| past.row == *row && past.origin.as_deref() == Some(policy.name));
-        let Some(past) = past else {
+        let Some(past) = past.filter(its_own) else {
             // A line of a body that was told the fallback: it still waits, or its id was or is taken otherwise.
             let line = (flight.target, line.id.clone(), row.clone());
             let expected =

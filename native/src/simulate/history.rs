@@ -56,6 +56,8 @@ pub struct History {
     pub letters: Letters,
     /// The commits as they were, for a second reading.
     pub commits: BTreeMap<u64, u64>,
+    /// When each was made.
+    pub times: BTreeMap<u64, i64>,
     pub sequence: u64,
     newest: BTreeMap<String, i64>,
     versions: BTreeMap<(String, String), (Arc<Pipeline>, usize)>,
@@ -113,6 +115,7 @@ impl History {
             format!("commit {} is new, and commit {} was there before", commit.sequence, self.sequence)
         })?;
         self.commits.insert(commit.sequence, digest(commit)?);
+        self.times.insert(commit.sequence, commit.time_us);
         self.sequence = commit.sequence;
         self.follow_change(catalog)?;
         let (first, mut done) = (self.past.len(), BTreeSet::new());

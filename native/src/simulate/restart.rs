@@ -90,6 +90,7 @@ impl Run {
         }
         if self.chance.percent(self.odds.change) {
             let what = self.settings.change(&mut self.chance);
+            self.removers.push(self.settings.log.clone());
             self.note("settings changed", what.into());
         }
         if self.chance.percent(self.odds.mistake) {
@@ -155,10 +156,6 @@ impl Run {
                     self.disk.limit(None);
                     self.limited = false;
                 }
-                // The file is marked, and the next start does without it.
-                Err(error) if self.is_rotten(&error) => {
-                    self.note("a rotten file of ids: no start", error);
-                }
                 Err(error) => return Err(format!("no start: {error}")),
             }
             if self.chance.percent(self.odds.power) {
@@ -195,10 +192,5 @@ impl Run {
     ) -> crate::error::Result<(Core, Started)> {
         let Settings { gate, log, ids } = self.settings.clone();
         Core::open(pipeline.plan(), disk, self.clock.clone(), gate, log, ids, &mut |_, _, _| {})
-    }
-
-    /// Whether this is said of a file of ids that a bit was flipped in.
-    pub(super) fn is_rotten(&self, error: &str) -> bool {
-        self.rotten.iter().any(|path| error.contains(path))
     }
 }

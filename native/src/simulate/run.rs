@@ -53,6 +53,8 @@ pub struct Run {
     pub(super) disk: SimulatedDisk,
     pub(super) limits: Limits,
     pub(super) settings: Settings,
+    /// The log's settings since it was last read: by any of them its beginning may have been removed.
+    pub(super) removers: Vec<log::Settings>,
     pub(super) pipeline: Arc<Pipeline>,
     pub(super) history: History,
     pub(super) door: Door,
@@ -83,7 +85,7 @@ impl Run {
     pub fn new(seed: u64) -> Run {
         let mut chance = Chance::new(seed);
         let pipeline = Arc::new(Pipeline::draw(&mut chance));
-        let odds = Odds {
+        let mut odds = Odds {
             ticks: 60 + chance.below(120),
             crash: *chance.pick(&[3, 10, 30]),
             poison: *chance.pick(&[0, 5, 20]),
@@ -99,13 +101,19 @@ impl Run {
             long: *chance.pick(&[1, 1, 10, 40]),
             flip: *chance.pick(&[0, 40, 100]),
         };
-        let settings = Settings::draw(&mut chance, &pipeline);
+        let mut settings = Settings::draw(&mut chance, &pipeline);
+        if chance.percent(20) {
+            // A run in which files go all the time: they fill up, and snapshots that need them no more are written.
+            (odds.ticks, odds.long, odds.follow) = (180, 40, 40);
+            settings.log.retention_bytes = Some(settings.log.segment_bytes);
+        }
         Run {
             chance,
             odds,
             clock: Arc::new(SimulatedClock::new(BEGIN_US)),
             disk: SimulatedDisk::new(),
             limits: Limits::of_segments(settings.log.segment_bytes),
+            removers: vec![settings.log.clone()],
             settings,
             pipeline,
             history: History::new(BEGIN_US),
@@ -170,6 +178,9 @@ impl Run {
         self.pass_deadlines();
         self.answer_models();
         self.cycle()?;
+        if self.chance.percent(2) {
+            self.check_state()?;
+        }
         self.pass_deadlines();
         self.deliver();
         if self.chance.percent(self.odds.follow) {
@@ -193,7 +204,7 @@ impl Run {
         for flight in std::mem::take(&mut self.unanswered) {
             self.send_again(flight);
         }
-        let known: Vec<_> = self.door.known.iter().rev().take(30).cloned().collect();
+        let known = self.door.known.clone();
         for (kind, target, id, row) in known {
             self.send_known(kind, target, id, &row);
         }
