@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import os
 import re
@@ -191,6 +192,19 @@ def eventually(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def append_until_the_log_is_cut(service: Service, data: Path) -> None:
+    """Payments of a megabyte at a time, until retention has removed the log's first file."""
+    first, numbers = data / "log" / "0000000000000001.segment", itertools.count()
+
+    def append() -> bool:
+        events = (payment(f"b{number}", card="b" * 1_000) for number in itertools.islice(numbers, 2_000))
+        answer = service.call("POST", EVENTS, b"\n".join(json.dumps(event).encode() for event in events), NDJSON)
+        assert answer.status == 200
+        return not first.exists()
+
+    eventually(append)
 
 
 def payment(number: int | str, **changed: Any) -> JSON:

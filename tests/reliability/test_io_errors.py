@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import subprocess
@@ -15,11 +14,10 @@ import pytest
 
 from processes import (
     DECIDE,
-    EVENTS,
     JSON,
-    NDJSON,
     PATIENCE_S,
     ROOT,
+    append_until_the_log_is_cut,
     eventually,
     fail,
     lacking,
@@ -139,6 +137,10 @@ def test_a_snapshot_that_cannot_be_read_is_passed_over(tmp_path: Path, disk: Dis
         assert service.decide(payment(2))["features"]["card_count_1h"] == 2
         log = service.log.read_text()
         assert ".snapshot" in log and "Input/output error" in log
+    for command in ("log", "snapshot"):
+        verified = penstock(command, "verify", "--data", disk.data)
+        assert verified.returncode == 1
+        assert re.search(r"could not read snapshots/\w+\.snapshot.*: Input/output error", verified.stdout)
     disk.heal()
     succeed("log", "verify", "--data", disk.data)
 
@@ -147,17 +149,7 @@ def test_a_snapshot_that_cannot_be_read_ends_a_start_where_the_log_is_cut(tmp_pa
     """Nothing could make the state again; another start may read it."""
     app, keep = patient_first(tmp_path), ("--snapshot-every", "1s", "--retention", "1s", "--segment-bytes", "16MiB")
     with running(disk.data, *keep, app=app) as service:
-        first = disk.data / "log" / "0000000000000001.segment"
-        numbers = itertools.count(0, 2_000)
-
-        def append() -> bool:
-            start = next(numbers)
-            events = (payment(f"b{start + number}", card="b" * 1_000) for number in range(2_000))
-            answer = service.call("POST", EVENTS, b"\n".join(map(body, events)), NDJSON)
-            assert answer.status == 200
-            return not first.exists()
-
-        eventually(append)
+        append_until_the_log_is_cut(service, disk.data)
         service.end()
     disk.fail("read", ".snapshot")
     said = fail("run", app, "--data", disk.data, "--port", "0")

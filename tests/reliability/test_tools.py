@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import JSON, fail, penstock, running, succeed
+from processes import JSON, append_until_the_log_is_cut, fail, penstock, running, succeed
 from reliability.ledger import Ledger
 from reliability.load import Load
 
@@ -97,6 +97,24 @@ def test_snapshots_are_listed_and_dropped_where_nothing_runs(data: Path) -> None
     succeed("snapshot", "drop", newest, "--data", data)
     assert "there is no snapshot as of commit" in fail("snapshot", "drop", newest, "--data", data)
     assert newest not in listed()
+
+
+def test_the_only_sound_snapshot_of_a_cut_log_is_not_dropped(tmp_path: Path) -> None:
+    data, keep = tmp_path / "data", ("--snapshot-every", "200ms", "--retention", "1s", "--segment-bytes", "16MiB")
+    with running(data, *keep) as service:
+        append_until_the_log_is_cut(service, data)
+        assert service.end() == 0
+    *_, older, newest = sorted((data / "snapshots").glob("*.snapshot"))
+    flip(older, older.stat().st_size // 2)
+    sequence = int(newest.stem, 16)
+    said = fail("snapshot", "drop", sequence, "--data", data)
+    assert "no other snapshot is sound: without it the state is lost" in said
+    assert newest.exists()
+    flip(older, older.stat().st_size // 2)
+    succeed("snapshot", "drop", sequence, "--data", data)
+    assert not newest.exists()
+    said = fail("snapshot", "drop", int(older.stem, 16), "--data", data)
+    assert "no other snapshot is sound" in said and older.exists()
 
 
 def test_repair_ends_the_log_before_the_damage_and_keeps_what_was_there(data: Path, sound: tuple[Path, Ledger]) -> None:
