@@ -11,12 +11,12 @@ import resource
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
-from processes import DECIDE, lacking, payment, running
+from processes import DECIDE, EVENTS, JSON, NDJSON, eventually, lacking, patient_first, payment, running, succeed
 from reliability.caller import Caller, NoAnswer
 from reliability.ledger import Ledger
 from reliability.load import Load
@@ -100,6 +100,50 @@ def test_without_files_it_goes_on_for_those_it_knows_and_takes_others_when_it_ca
         assert service.decide(payment(50))["offset"] == 50
         known.close()
         assert service.end() == 0
+
+
+def test_without_files_for_the_log_nothing_is_taken_that_is_not_kept_until_there_are_some(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with running(data, "--segment-bytes", "16MiB", app=patient_first(tmp_path)) as service, ExitStack() as stack:
+        known = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
+
+        def call(method: str, path: str, body: bytes = b"", kind: str = "application/json") -> tuple[int, JSON]:
+            known.request(method, path, body, {"Content-Type": kind})
+            response = known.getresponse()
+            return response.status, json.loads(response.read())
+
+        def append(start: int) -> tuple[int, JSON]:
+            # What no compression makes small.
+            events = (payment(start + each, card=random.randbytes(600).hex()) for each in range(3_000))
+            return call("POST", EVENTS, b"\n".join(json.dumps(event).encode() for event in events), NDJSON)
+
+        # No number is free below the greatest of its open files.
+        for _ in range(30):
+            stack.enter_context(socket.create_connection(("127.0.0.1", service.port), timeout=60))
+        assert append(0)[1]["accepted"] == 3_000
+        pid = service.process.pid
+        allowed = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        used = max(int(each) for each in os.listdir(f"/proc/{pid}/fd")) + 1
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (used, allowed[1]))
+        taken, full = 3_000, None
+        for start in range(3_000, 60_000, 3_000):
+            status, answer = append(start)
+            taken += answer.get("accepted", 0)
+            if status != 200:
+                full = answer["error"]
+                break
+        assert full is not None and full["code"] == "disk_full"
+        assert "could not allocate log/spare: Too many open files" in full["message"]
+        status, told = call("GET", "/readyz")
+        assert status == 503 and "Too many open files" in str(told)
+        assert call("GET", "/healthz")[0] == 200
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, allowed)
+        eventually(lambda: call("GET", "/readyz")[0] == 200)
+        assert append(60_000)[1]["accepted"] == 3_000
+        known.close()
+        assert service.end() == 0
+    report = json.loads(succeed("log", "verify", "--data", data, "--json"))
+    assert report["sound"] and report["rows"]["payments"] == taken + 3_000
 
 
 def test_a_process_that_may_open_few_files_says_how_many_connections_it_takes(tmp_path: Path) -> None:
