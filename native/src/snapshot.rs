@@ -264,7 +264,8 @@ fn remove_old(disk: &Arc<dyn Disk>, sound: &mut BTreeSet<u64>) -> Result<()> {
     let mut kept = 0;
     for sequence in list(disk.as_ref())?.into_iter().rev() {
         if kept == KEPT {
-            let removed = disk.remove(&path(sequence));
+            // For good: it must not come back after a power loss, when those that a start had to do with are gone.
+            let removed = disk.remove(&path(sequence)).and_then(|()| disk.sync_folder(FOLDER));
             removed.map_err(|error| Error::io("could not remove an old snapshot", error))?;
             sound.remove(&sequence);
         } else if sound.contains(&sequence) || check(disk, path(sequence)).is_ok() {

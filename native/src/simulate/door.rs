@@ -239,14 +239,20 @@ impl Door {
         }
         let its_own = |past: &&Past| past.row == *row && past.origin.as_deref() == Some(policy.name);
         let at = |place: &usize| &history.past[*place];
-        let mut places = history.ids.get(&line.id).into_iter().flatten().rev().map(at);
+        let timed_out = |past: &&Past| {
+            let noted = history.timeouts.get(&(policy.name.to_string(), past.offset)).cloned();
+            let version =
+                noted.or_else(|| self.told_here.contains(&line.id).then(|| pipeline.version(policy)));
+            its_own(past) && version.is_some_and(|version| told["policy_version"] == version)
+        };
+        let mut newest_first = history.ids.get(&line.id).into_iter().flatten().rev().map(at);
         let past = match (told["offset"].as_i64(), flight.kind) {
             (Some(offset), _) => {
                 history.offsets.get(topic.name).and_then(|all| all.get(offset as usize)).map(at)
             }
             // While a body was under way retention may have removed what this line was told of, and the id come again.
-            (None, Kind::DecideMany) => places.find(its_own),
-            (None, _) => places.next(),
+            (None, Kind::DecideMany) => newest_first.find(timed_out),
+            (None, _) => newest_first.next().filter(timed_out),
         };
         let Some(past) = past.filter(its_own) else {
             // A line of a body that was told the fallback: it still waits, or its id was or is taken otherwise.

@@ -142,6 +142,8 @@ impl Run {
                     // What could not be read it can do without.
                     let Some(fault) = fault.filter(|fault| *fault != Fault::FailedRead) else {
                         self.read_log()?;
+                        // One that has lived on since before knows more than this gate: it would not be believed.
+                        self.follower.take_if(|_| !incomplete.is_empty());
                         self.history.lacks(incomplete);
                         break;
                     };

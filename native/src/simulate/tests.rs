@@ -78,7 +78,7 @@ fn finds_the_lack_of(safeguard: Safeguard, seeds: u64, words: &str) {
 
 #[test]
 fn without_sync_something_is_lost_and_found_to_be() {
-    finds_the_lack_of(Safeguard::Sync, 20, "is not what it was");
+    finds_the_lack_of(Safeguard::Sync, 60, "is not what it was");
 }
 
 #[test]
