@@ -437,9 +437,12 @@ def snapshot_verify_command(as_json: bool, **options: Any) -> None:
 @settings_options("data")
 def snapshot_drop_command(sequence: int, **options: Any) -> None:
     """Remove the snapshot as of commit SEQUENCE, of a directory that nothing runs on."""
+    from penstock.runtime.logs import check_data
     from penstock.runtime.snapshot_files import drop_snapshot
 
-    dropped = drop_snapshot(read_options(options)["data"], sequence)
+    data: Path = read_options(options)["data"]
+    check_data(data)
+    dropped = drop_snapshot(data, sequence)
     click.echo(f"dropped the snapshot as of commit {dropped.sequence:,}")
 
 

@@ -184,7 +184,8 @@ def test_a_flipped_byte_of_the_ids_costs_who_asks_for_them_an_answer_and_nobody_
 def test_ids_that_are_damaged_under_a_running_service_are_refused_with_the_place_and_all_else_goes_on(
     data: Path, killed: tuple[Path, Ledger]
 ) -> None:
-    ledger, settings = killed[1], json.dumps({**GATE, "memory_ids": 16})
+    # So few files that the service merges none of them.
+    ledger, settings = killed[1], json.dumps({**GATE, "memory_ids": 64})
     look_up(_native.Gate(PLAN, str(data), settings), ["makes files of ids"])
 
     def retry(service: Service, id: str) -> Answer:

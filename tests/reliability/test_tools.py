@@ -95,6 +95,8 @@ def test_snapshots_are_listed_and_dropped_where_nothing_runs(data: Path) -> None
         assert service.end() == 0
     newest = listed()[-1]
     succeed("snapshot", "drop", newest, "--data", data)
+    missing = data.with_name("missing")
+    assert "is not a data directory" in fail("snapshot", "drop", newest, "--data", missing) and not missing.exists()
     assert "there is no snapshot as of commit" in fail("snapshot", "drop", newest, "--data", data)
     assert newest not in listed()
 

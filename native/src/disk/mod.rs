@@ -9,6 +9,8 @@ mod real;
 use std::io;
 use std::sync::Arc;
 
+use rustix::io::Errno;
+
 pub use memory::{Call, Crash, MemoryDisk};
 pub use real::RealDisk;
 pub(crate) use real::create_folders;
@@ -44,9 +46,11 @@ pub trait File: Send + Sync {
     fn allocate(&self, bytes: u64, piece: &dyn Fn() -> io::Result<usize>) -> io::Result<()>;
 }
 
-/// Whether a disk, or somebody's part of it, has no space left.
+/// Whether a disk, or somebody's part of it, has no space left, or a process may open no more files.
 pub fn is_full(error: &io::Error) -> bool {
+    let no_more_files = [Errno::MFILE, Errno::NFILE].map(|errno| Some(errno.raw_os_error()));
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        || no_more_files.contains(&error.raw_os_error())
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

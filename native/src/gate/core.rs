@@ -439,6 +439,8 @@ impl Core {
         self.stats.queued = (self.cutting.len() + self.bulk_queue.len()) as u64;
         self.stats.pending = self.pending.values().map(|pending| pending.told.len() as u64).sum();
         self.stats.log_sequence = self.log.last_sequence();
+        self.stats.ids_damaged = self.ids.damaged().map(str::to_string);
+        self.stats.ids_unmerged = self.ids.unmerged().map(str::to_string);
         // Walking what the state holds costs time, and its size changes slowly.
         if self.stats.beat % 64 == 1 {
             self.measure_state();
@@ -454,7 +456,6 @@ impl Core {
         let ids = self.ids.stats();
         self.stats.ids = ids.ids;
         self.stats.ids_memory_bytes = ids.memory_bytes;
-        self.stats.ids_failed = self.ids.failed().map(str::to_string);
     }
 }
 

@@ -66,8 +66,10 @@ pub struct Stats {
     pub reader_lags: Vec<(String, Option<f64>)>,
     pub ids: u64,
     pub ids_memory_bytes: u64,
-    /// Why files of ids are merged no more, and some ids may be unknown, where that is so.
-    pub ids_failed: Option<String>,
+    /// Why some ids may be unknown until the next start, where that is so.
+    pub ids_damaged: Option<String>,
+    /// Why files of ids are not merged for now, where that is so.
+    pub ids_unmerged: Option<String>,
     pub pending: u64,
     pub log_sequence: u64,
     pub flush_us: u64,

@@ -5,7 +5,7 @@
 use std::fmt::Display;
 use std::hint::black_box;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,8 @@ pub(super) struct Generation {
     /// The first hash of every block.
     fences: Vec<u64>,
     filter: Filter,
+    /// What a block of it was found to be, where one was found damaged.
+    damage: OnceLock<String>,
 }
 
 pub(super) fn path_of(first: u64, last: u64) -> String {
@@ -47,11 +49,22 @@ impl Generation {
         }
         let fences = read_fences(&*file, path, &header)?;
         let filter = read_filter(&*file, path, &header)?;
-        Ok(Generation { span: header.span, ids: header.ids, path: path.to_string(), file, fences, filter })
+        let (path, damage) = (path.to_string(), OnceLock::new());
+        Ok(Generation { span: header.span, ids: header.ids, path, file, fences, filter, damage })
     }
 
     pub(super) fn path(&self) -> &str {
         &self.path
+    }
+
+    /// What was found damaged in it since it was opened.
+    pub(super) fn damage(&self) -> Option<&str> {
+        self.damage.get().map(String::as_str)
+    }
+
+    /// Whether this is the first that is found.
+    pub(super) fn note_damage(&self, error: &Error) -> bool {
+        self.damage.set(error.to_string()).is_ok()
     }
 
     /// See `Filter::touch`.
@@ -234,7 +247,8 @@ impl<'a> Writer<'a> {
         let crcs = write_index(&mut self.pieces, &self.fences, &self.filter);
         let (fences_crc, filter_crc) = crcs.map_err(|error| not_written(&self.path, error))?;
         let Writer { disk, path, span, ids, pieces, fences, filter, .. } = self;
-        let generation = Generation { span, ids, path, file: pieces.file, fences, filter };
+        let damage = OnceLock::new();
+        let generation = Generation { span, ids, path, file: pieces.file, fences, filter, damage };
         let header = generation.header(fences_crc, filter_crc).to_bytes();
         publish(disk, &generation, &header).map_err(|error| not_written(&generation.path, error))?;
         Ok(generation)

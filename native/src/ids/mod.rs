@@ -3,7 +3,7 @@
 //! The newest ids are in a table in memory. When it is full and its commits are durable, it becomes a generation: a
 //! file sorted by hash, with a filter in memory that knows nearly every new id as new. The index is derived from the
 //! log: whatever is not in sound files at start is inserted again by the caller. So no insert is ever synced, and
-//! damage costs time, never an answer.
+//! damage costs time; only ids in a file that is found damaged later cannot be known until the next start.
 //!
 //! ```text
 //!   insert ──▶ table ──▶ full tables ──▶ generation … generation ──▶ expired
@@ -20,8 +20,8 @@ mod task;
 
 use std::collections::VecDeque;
 use std::hint::black_box;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -97,8 +97,8 @@ pub struct Stats {
 /// its retention (by up to an eighth; the newest table and the newest generation by any time), or that the log
 /// still has it.
 ///
-/// What a file cannot tell is an error of the ids that were asked for, and of no others; `failed` tells it until the
-/// next start. After any other error the index must be opened again, except after `Error::Full`, which `flushable`
+/// What a file cannot tell is an error of the ids that were asked for, and of no others: see `damaged`. A merge that
+/// fails is tried again later: see `unmerged`. After any other error the index must be opened again, except after `Error::Full`, which `flushable`
 /// tries again.
 pub struct Ids {
     disk: Arc<dyn Disk>,
@@ -113,7 +113,8 @@ pub struct Ids {
     /// The last commit that can be in no table but the newest one.
     sealed: Option<u64>,
     damage: Vec<Error>,
-    failed: OnceLock<String>,
+    /// Why the last merge failed, where it did; the next one waits for another table to be written.
+    unmerged: Option<String>,
     flush: Option<Task<Generation>>,
     merge: Option<Merge>,
     retired: Vec<Retired>,
@@ -153,7 +154,7 @@ impl Ids {
             sealed: generations.last().map(|newest| newest.span.last),
             generations,
             damage,
-            failed: OnceLock::new(),
+            unmerged: None,
             flush: None,
             merge: None,
             retired: Vec::new(),
@@ -221,10 +222,15 @@ impl Ids {
         unread.into_iter().map(|(position, error)| (position, self.mark_damaged(error))).collect()
     }
 
-    /// Why files are merged no more, where that is so: one is damaged, or a merge has failed. All that is known stays
-    /// known but for what cannot be read; the next start makes the files again.
-    pub fn failed(&self) -> Option<&str> {
-        self.failed.get().map(String::as_str)
+    /// What is wrong with a file in use, where one was found damaged: ids in it may be unknown. The next start makes it
+    /// again.
+    pub fn damaged(&self) -> Option<&str> {
+        self.generations.iter().find_map(|generation| generation.damage())
+    }
+
+    /// Why the last merge failed, where it did: the files stay as they are for now, and everything in them is known.
+    pub fn unmerged(&self) -> Option<&str> {
+        self.unmerged.as_deref()
     }
 
     /// To be called after each sync: writes full tables whose commits are durable, merges generations, and picks up
@@ -316,15 +322,20 @@ impl Ids {
         let Some(task) = self.flush.take_if(|task| task.finished() || crowded) else { return Ok(false) };
         self.generations.push(Arc::new(task.join()?));
         self.retired.extend(self.full.pop_front().map(Retired::Table));
+        self.unmerged = None;
         Ok(true)
     }
 
     fn start_merge(&mut self) -> Result<bool> {
-        if self.merge.is_some() || self.failed.get().is_some() {
+        if self.merge.is_some() || self.unmerged.is_some() {
             return Ok(false);
         }
         let Settings { memory_ids, retain_us, background } = self.settings;
-        let ranks = self.generations.iter().map(|generation| Rank::of(generation, memory_ids, retain_us));
+        // What is damaged has no neighbours: it stays apart until it expires.
+        let ranks = self.generations.iter().zip(0..).map(|(generation, index)| match generation.damage() {
+            None => Rank::of(generation, memory_ids, retain_us),
+            Some(_) => Rank { eighth: i64::MIN + index, size: 0 },
+        });
         let Some(chosen) = merge::choose(&ranks.collect::<Vec<_>>()) else { return Ok(false) };
         let sources = self.generations[chosen].to_vec();
         let (disk, inputs, stop) = (self.disk.clone(), sources.clone(), self.stop.clone());
@@ -341,8 +352,10 @@ impl Ids {
             // Its sources are as they were.
             Err(error) => {
                 let error = self.mark_damaged(error);
-                let _ = self.failed.set(error.to_string());
-                return Ok(false);
+                if merge.sources.iter().all(|source| source.damage().is_none()) {
+                    self.unmerged = Some(error.to_string());
+                }
+                return Ok(true);
             }
         };
         let start = self.position(&merge.sources[0]);
@@ -381,12 +394,12 @@ impl Ids {
 
     /// The next start must not trust the file again. The damage itself is the error to tell, so no other replaces it.
     fn mark_damaged(&self, error: Error) -> Error {
-        if let Error::Damaged { file, .. } = &error {
-            let _ = self.failed.set(error.to_string());
-            // Where it has not been done before.
-            if self.disk.rename(file, &open::damaged(file)).is_ok() {
-                let _ = self.disk.sync_folder(FOLDER);
-            }
+        let Error::Damaged { file, .. } = &error else { return error };
+        let first =
+            |generation: &&Arc<Generation>| generation.path() == file && generation.note_damage(&error);
+        if self.generations.iter().any(|generation| first(&generation)) {
+            let _ = self.disk.rename(file, &open::damaged(file));
+            let _ = self.disk.sync_folder(FOLDER);
         }
         error
     }

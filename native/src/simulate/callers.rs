@@ -187,10 +187,25 @@ impl Run {
         let now_us = self.clock.now_us();
         let clock_us = (now_us, now_us);
         let full = self.limited || self.unallocated;
-        let unreadable = self.unreadable || !self.rotten.is_empty();
+        let (unreadable, rotten) = (self.unreadable, self.rotten_files());
+        let first_sequence = self.history.first_sequence;
         let (letters, told, expected) = (Vec::new(), false, None);
         let alone = first;
-        Flight { kind, target, lines, letters, clock_us, full, unreadable, told, expected, first, alone }
+        Flight {
+            kind,
+            target,
+            lines,
+            letters,
+            clock_us,
+            full,
+            unreadable,
+            rotten,
+            first_sequence,
+            told,
+            expected,
+            first,
+            alone,
+        }
     }
 
     pub(super) fn send_again(&mut self, flight: Flight) {

@@ -46,7 +46,13 @@ impl Run {
         let (_, ended_us) = self.history.times.range(first..).next().ok_or("nothing is left of the log")?;
         let now_us = self.history.forgotten_us.max(self.clock.now_us());
         let old = |retention_us: i64| *ended_us < now_us - retention_us;
-        let by = |log: &log::Settings| log.retention_bytes.is_some() || log.retention_us.is_some_and(old);
+        let files = self.spared().list("log").map_err(|error| error.to_string())?;
+        let kept: u64 =
+            files.iter().filter(|(name, _)| name.ends_with(".segment")).map(|(_, bytes)| bytes).sum();
+        // With the last one that is gone, and all are of one size, it was larger.
+        let large = |retention_bytes: u64| kept + self.settings.log.segment_bytes > retention_bytes;
+        let by =
+            |log: &log::Settings| log.retention_bytes.is_some_and(large) || log.retention_us.is_some_and(old);
         ensure(self.removers.iter().any(by), || {
             format!("commits before {first} are gone, and no retention asks for it")
         })?;

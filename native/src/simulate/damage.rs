@@ -71,8 +71,18 @@ impl Run {
         self.note(&place.class, format!("{} at {}", place.path, place.offset));
         self.disk.flip(&place.path, place.offset, mask);
         if place.path.starts_with("ids/") {
-            self.rotten.push(place.path);
+            let bytes = self.disk.contents(&place.path);
+            self.rotten.push((place.path, bytes));
         }
+    }
+
+    /// Files of ids that a bit was flipped in and that are still there, under their names or marked as damaged.
+    pub(super) fn rotten_files(&self) -> Vec<String> {
+        let paths = self.disk.paths();
+        let is = |path: &String, bytes: &[u8]| paths.contains(path) && self.disk.contents(path) == bytes;
+        let still =
+            |(path, bytes): &&(String, Vec<u8>)| is(path, bytes) || is(&format!("{path}.damaged"), bytes);
+        self.rotten.iter().filter(still).map(|(path, _)| path.clone()).collect()
     }
 
     fn draw_place_in_log(&mut self) -> Option<Place> {

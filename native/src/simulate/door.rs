@@ -24,6 +24,10 @@ pub struct Flight {
     pub full: bool,
     /// A call to read may have failed meanwhile.
     pub unreadable: bool,
+    /// Files of ids that a bit was flipped in, when it was sent.
+    pub rotten: Vec<String>,
+    /// The log's first commit then.
+    pub first_sequence: u64,
     /// The caller was told the fallback at the deadline.
     pub told: bool,
     /// What a dry run must be told.
@@ -32,6 +36,13 @@ pub struct Flight {
     pub first: bool,
     /// And none has been sent since: of two under way either may be the first.
     pub alone: bool,
+}
+
+impl Flight {
+    /// Whether this may be said of what cannot be read: a call failed, or a rotten file is named.
+    fn may_be_unread(&self, said: &[u8]) -> bool {
+        self.unreadable || self.rotten.iter().any(|path| text(said).contains(path))
+    }
 }
 
 /// An offset that no dead letter ever has.
@@ -161,7 +172,7 @@ impl Door {
         let body = &answer.body[..];
         if flight.told {
             // Nobody hears it any more.
-            let may = answer.status != 500 || flight.unreadable;
+            let may = answer.status != 500 || flight.may_be_unread(body);
             self.void_promises(answer);
             return ensure(may, || format!("{what}: {}", text(body)));
         }
@@ -251,7 +262,11 @@ impl Door {
                 history.offsets.get(topic.name).and_then(|all| all.get(offset as usize)).map(at)
             }
             // While a body was under way retention may have removed what this line was told of, and the id come again.
-            (None, Kind::DecideMany) => newest_first.find(timed_out),
+            (None, Kind::DecideMany) => newest_first.find(|past| {
+                let since = flight.clock_us.0.saturating_sub(topic.retain_us);
+                let kept = past.sequence >= flight.first_sequence && past.commit_us > since;
+                kept && timed_out(past)
+            }),
             (None, _) => newest_first.next().filter(timed_out),
         };
         let Some(past) = past.filter(its_own) else {
@@ -397,7 +412,7 @@ fn check_refused(
     let same_id = || history.ids.get(&line.id).into_iter().flatten().map(|&place| &history.past[place]);
     let may = match (&line.row, code.as_str()) {
         (_, "disk_full") => flight.full,
-        (Some(_), "log_damaged") => flight.unreadable && matches!(status, 0 | 500),
+        (Some(_), "log_damaged") => flight.may_be_unread(body) && matches!(status, 0 | 500),
         (None, "id_conflict" | "entered_elsewhere" | "log_damaged" | "no_decision") => false,
         (None, _) => matches!(status, 0 | 422),
         (Some(row), "ahead_of_clock") => match row.get(topic.time) {
@@ -446,7 +461,7 @@ pub fn check_lookup(
         let told: Json = serde_json::from_slice(body).unwrap_or_default();
         told["error"]["code"].as_str().unwrap_or_default().into()
     };
-    if status == 500 && flight.unreadable {
+    if status == 500 && code() == "log_damaged" && flight.may_be_unread(body) {
         return Ok(());
     }
     if status == 404 && code() == "not_found" {

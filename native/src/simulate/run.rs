@@ -72,8 +72,8 @@ pub struct Run {
     pub(super) unreadable: bool,
     /// Space for the next segment may not be had.
     pub(super) unallocated: bool,
-    /// Files of ids that a bit was flipped in.
-    pub(super) rotten: Vec<String>,
+    /// Files of ids that a bit was flipped in, and their bytes then.
+    pub(super) rotten: Vec<(String, Vec<u8>)>,
     /// The gate has ended by itself, and all that it wrote is there.
     pub(super) settled: bool,
     pub(super) hash: Xxh3,
@@ -105,7 +105,7 @@ impl Run {
         if chance.percent(20) {
             // A run in which files go all the time: they fill up, and snapshots that need them no more are written.
             (odds.ticks, odds.long, odds.follow) = (180, 40, 40);
-            settings.log.retention_bytes = Some(settings.log.segment_bytes);
+            settings.log.retention_bytes = Some(settings.log.segment_bytes * *chance.pick(&[1, 1, 2]));
         }
         Run {
             chance,

@@ -33,7 +33,7 @@ impl Settings {
             segment_bytes,
             compress_above: *chance.pick(&COMPRESS_ABOVE),
             retention_us: chance.percent(30).then_some(RETENTION_US),
-            retention_bytes: chance.percent(50).then_some(segment_bytes),
+            retention_bytes: draw_retention(segment_bytes, chance),
             background: false,
             sync: !is_off(Safeguard::Sync),
         };
@@ -65,7 +65,7 @@ impl Settings {
                 "retention by time"
             }
             4 => {
-                self.log.retention_bytes = chance.percent(50).then_some(self.log.segment_bytes);
+                self.log.retention_bytes = draw_retention(self.log.segment_bytes, chance);
                 "retention by size"
             }
             _ => {
@@ -74,4 +74,9 @@ impl Settings {
             }
         }
     }
+}
+
+fn draw_retention(segment_bytes: u64, chance: &mut Chance) -> Option<u64> {
+    let segments = *chance.pick(&[1, 1, 2]);
+    chance.percent(50).then_some(segments * segment_bytes)
 }

@@ -78,7 +78,7 @@ fn finds_the_lack_of(safeguard: Safeguard, seeds: u64, words: &str) {
 
 #[test]
 fn without_sync_something_is_lost_and_found_to_be() {
-    finds_the_lack_of(Safeguard::Sync, 60, "is not what it was");
+    finds_the_lack_of(Safeguard::Sync, 30, "is not what it was");
 }
 
 #[test]
@@ -88,7 +88,7 @@ fn without_checksums_something_is_wrong_and_found_to_be() {
 
 #[test]
 fn without_the_chain_something_is_wrong_and_found_to_be() {
-    finds_the_lack_of(Safeguard::Chain, 80, "and no error");
+    finds_the_lack_of(Safeguard::Chain, 40, "and no error");
 }
 
 #[test]

@@ -308,12 +308,12 @@ fn an_index_with_a_damaged_file_goes_on_without_what_is_in_it_and_the_next_start
         }
         batch.retain(|(number, _)| !unread.contains(number));
         assert_eq!(batch, singles);
+        kept_apart += usize::from(ids.damaged().is_some());
         follow(&mut log, &mut ids).unwrap();
-        kept_apart += usize::from(ids.failed().is_some());
         drop(ids);
         let ids = log.open(&disk, settings(16)).unwrap();
         log.check(&ids);
-        assert!(ids.failed().is_none() && disk.paths().iter().all(|path| path.ends_with(".ids")));
+        assert!(ids.damaged().is_none() && disk.paths().iter().all(|path| path.ends_with(".ids")));
     }
     assert!(refused > 100 && kept_apart > 10, "{refused} {kept_apart}");
 }
@@ -393,9 +393,9 @@ fn a_merge_that_meets_damage_says_so_and_the_next_start_overcomes_it() {
         );
     }
     ids.flushable(log.sequence()).unwrap();
-    let failed = ids.failed().unwrap();
-    assert!(failed.starts_with(&format!("{} is damaged at byte 4096", paths[1])), "{failed}");
-    assert_eq!(ids.stats().generations, 4, "they stay apart");
+    let damaged = ids.damaged().unwrap();
+    assert!(damaged.starts_with(&format!("{} is damaged at byte 4096", paths[1])), "{damaged}");
+    assert!(ids.stats().generations >= 3, "it stays apart");
     drop(ids);
     let ids = log.open(&disk, settings(20)).unwrap();
     assert_eq!((ids.covered(), !ids.damage().is_empty()), (1, true));

@@ -86,8 +86,9 @@ class Gate(Protocol):
 
         Readiness reads `beat` (rises with each cycle), `state_bytes` of `state_bytes_max`,
         `reader_lags` (topics with seconds or null), `log_sequence`, `full` (why nothing is taken at
-        present, or null), `removal_failed` (why old files stay, or null), `ids_failed` (why some
-        ids may be unknown, or null) and `failed` (why the core has ended, or null).
+        present, or null), `removal_failed` (why old files stay, or null), `ids_damaged` (why some
+        ids may be unknown, or null), `ids_unmerged` (why their files stay many, or null) and `failed`
+        (why the core has ended, or null).
         A histogram is `{"bounds": [...], "counts": [...], "sum": x}`, one count more than bounds.
         """
         ...

@@ -17,7 +17,7 @@ from typing import Any
 from penstock import _native
 from penstock.errors import InputError
 from penstock.runtime.logs import verify_log
-from penstock.runtime.snapshot_files import list_snapshots
+from penstock.runtime.snapshot_files import list_snapshots, sync
 
 # A segment's first commit, its catalog, begins here; what is damaged up to it leaves nothing of the segment.
 FIRST_COMMIT = 64
@@ -119,12 +119,3 @@ def write_durably(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     sync(path)
     sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Have a file or a folder on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -97,6 +98,17 @@ def drop_snapshot(data: Path, sequence: int) -> SnapshotFile:
                 hint="start the service once, so that it writes another",
             )
         found[0].path.unlink()
+        # For good: it must not come back after a power loss.
+        sync(found[0].path.parent)
         return found[0]
     finally:
         locks.clear()
+
+
+def sync(path: Path) -> None:
+    """Have a file or a folder on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

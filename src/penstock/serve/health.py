@@ -81,8 +81,10 @@ class Health:
             yield f"the certificate in force expires at {expires:%Y-%m-%d %H:%M} UTC"
         if stats["removal_failed"] is not None:
             yield f"old files stay for now: {stats['removal_failed']}"
-        if stats["ids_failed"] is not None:
-            yield f"some ids cannot be known until the next start makes their files again: {stats['ids_failed']}"
+        if stats["ids_damaged"] is not None:
+            yield f"some ids cannot be known until the next start makes their files again: {stats['ids_damaged']}"
+        if stats["ids_unmerged"] is not None:
+            yield f"files of ids are not merged for now: {stats['ids_unmerged']}"
 
     def _model_warnings(self) -> Iterator[str]:
         """One that has been up is started again meanwhile: its policies have their fallback, others need it not."""
