@@ -39,6 +39,7 @@ from processes import (
 )
 
 OFTEN = ("--snapshot-every", "100ms")
+TWO_TOPICS = Path(__file__).with_name("data") / "app.py"
 
 
 def snapshots(data: Path, names: str = "*.snapshot") -> list[Path]:
@@ -321,49 +322,90 @@ def test_a_snapshot_that_cannot_be_written_is_counted_and_missed(tmp_path: Path)
         assert service.end() == 0
 
 
-def test_a_follower_goes_on_where_the_snapshots_and_a_part_of_the_log_are_gone(tmp_path: Path) -> None:
-    """What it lacks is not what was decided by: that is no reason to keep no snapshot ever again."""
-    data, plan = tmp_path / "data", compile_plan(load_app(FIRST)).to_json()
-    settings = {
-        "state_bytes": 1 << 30,
-        "commit_bytes": 8 << 10,
-        "segment_bytes": 32 << 10,
-        "retention_us": None,
-        "retention_bytes": 64 << 10,
-        "threads": 1,
-        "memory_ids": 1_000,
-    }
-    data.mkdir()
-    gate = _native.Gate(plan, str(data), json.dumps(settings))
-    ready = gate.start()
+SMALL = {
+    "state_bytes": 1 << 30,
+    "commit_bytes": 8 << 10,
+    "segment_bytes": 40 << 10,
+    "retention_us": None,
+    "retention_bytes": 80 << 10,
+    "threads": 1,
+    "memory_ids": 1_000,
+}
 
-    def decide(numbers: range) -> None:
-        for number in numbers:
-            gate.submit([(number, kinds.DECIDE, 0, json.dumps(payment(number, card="c")).encode(), 0)])
-            while not gate.take():
-                select.select([ready], [], [], PATIENCE_S)
-                os.eventfd_read(ready)
 
-    def follow() -> _native.Follower:
-        follower = _native.Follower(plan, str(data))
+class Gate:
+    """A gate of this process, with files so small that retention removes some."""
+
+    def __init__(self, app: Path, data: Path) -> None:
+        data.mkdir(exist_ok=True)
+        self.plan, self.data = compile_plan(load_app(app)).to_json(), data
+        self.gate = _native.Gate(self.plan, str(data), json.dumps(SMALL))
+        self.started: JSON = json.loads(self.gate.started)
+        self._ready = self.gate.start()
+
+    def ask(self, kind: int, target: int, event: JSON) -> JSON:
+        self.gate.submit([(1, kind, target, json.dumps(event).encode(), 0)])
+        while not (answers := self.gate.take()):
+            select.select([self._ready], [], [], PATIENCE_S)
+            os.eventfd_read(self._ready)
+        answer: JSON = json.loads(answers[0][2])
+        return answer
+
+    def follower(self) -> _native.Follower:
+        follower = _native.Follower(self.plan, str(self.data))
         while follower.advance(1_000) == 1_000:
             pass
         return follower
 
-    decide(range(1, 400))
-    follow().snapshot()
-    for number in (400, 401):
-        decide(range(number, number + 1))
-        follow().snapshot()
-    decide(range(402, 1_000))
-    first, *_ = sorted(path.name for path in (data / "log").glob("*.segment"))
-    assert first > f"{1:016x}.segment"
-    compared, mismatches = follow().compared
-    assert compared > 500 and mismatches == 0
+    def go_on_until_the_log_is_cut(self, payments: Iterator[JSON]) -> None:
+        """Two snapshots, and so much after them that only they have what came before."""
+        for count in (400, 1, 1):
+            for event in itertools.islice(payments, count):
+                self.ask(kinds.DECIDE, 0, event)
+            self.follower().snapshot()
+        for event in itertools.islice(payments, 600):
+            self.ask(kinds.DECIDE, 0, event)
+        assert not (self.data / "log" / f"{1:016x}.segment").exists()
+        compared, mismatches = self.follower().compared
+        assert compared > 500 and mismatches == 0
 
+
+def test_a_follower_goes_on_where_the_snapshots_and_a_part_of_the_log_are_gone(tmp_path: Path) -> None:
+    """What it lacks is not what was decided by: that is no reason to keep no snapshot ever again."""
+    data = tmp_path / "data"
+    gate = Gate(FIRST, data)
+    gate.go_on_until_the_log_is_cut(payment(number, card="c") for number in itertools.count())
     for snapshot in snapshots(data):
         snapshot.unlink()
-    follower = follow()
+    follower = gate.follower()
     assert follower.compared[1] == 0
     assert follower.snapshot() == follower.sequence
-    gate.stop()
+    gate.gate.stop()
+
+
+def test_a_start_without_snapshots_says_what_lacks_a_topic_that_no_row_of_is_left(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    gate = Gate(TWO_TOPICS, data)
+    report = {"report_id": 1, "card": "c", "reported_at": "2026-01-01T12:00:00Z"}
+    assert gate.ask(kinds.EVENTS_JSON, 1, report)["accepted"] == 1
+    payments = (payment(number, card="c", memo=None, paid_at="2026-01-01T13:00:00Z") for number in itertools.count())
+    gate.go_on_until_the_log_is_cut(payments)
+    assert gate.ask(kinds.DECIDE, 0, next(payments))["features"]["reported"] == 1
+    gate.gate.stop()
+    for snapshot in snapshots(data):
+        snapshot.unlink()
+
+    def lacking() -> JSON:
+        return {each["feature"]: each["complete_from_us"] for each in gate.started["incomplete"]}
+
+    gate = Gate(TWO_TOPICS, data)
+    first = lacking()
+    # Not of when the report was: of when it can have been at the latest, and thirty days more.
+    assert first["n"] is None and first["reported"] > 1_767_268_800_000_000
+    assert gate.ask(kinds.DECIDE, 0, next(payments))["features"]["reported"] == 0
+    follower = gate.follower()
+    assert follower.compared[1] == 0 and follower.snapshot() == follower.sequence
+    gate.gate.stop()
+    gate = Gate(TWO_TOPICS, data)
+    assert lacking() == first
+    gate.gate.stop()

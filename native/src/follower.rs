@@ -215,6 +215,9 @@ impl Follower {
 
     /// Take a commit's rows; the state has them after `process_gathered`.
     fn apply(&mut self, commit: &Commit, compare: bool) -> Result<()> {
+        if self.sequence == 0 {
+            self.begin_log(commit)?;
+        }
         for section in &commit.sections {
             if section.origin > 0 {
                 // Of a topic that has left the pipeline too: it may come back, with the policy that has to decide.
@@ -477,15 +480,32 @@ impl Follower {
         Ok(())
     }
 
+    /// The first commit that the log has. Of a topic that had rows before, these are gone: how new they were is known with
+    /// its first rows that are left, if any, and until then they may be as new as this commit would have let in.
+    fn begin_log(&mut self, commit: &Commit) -> Result<()> {
+        let plan = self.plan.clone();
+        for (topic, about) in plan.topics.iter().enumerate() {
+            let here = commit.sections.iter().find(|section| *section.topic == *about.name);
+            let catalog = self.catalog()?;
+            if here.map_or_else(|| catalog.next_offset(&about.name), |section| section.base_offset) > 0 {
+                self.lack_until(topic, commit.time_us.saturating_add(about.ahead_us));
+            }
+        }
+        Ok(())
+    }
+
     /// A topic's first rows that the log has: all events with an effective time after `before` are there.
     fn begin_topic(&mut self, topic: usize, before: i64) {
         self.begun[topic] = Some(before);
         if before > i64::MIN {
             self.engine.set_newest(topic, Some(before));
-            for index in (0..self.plan.stores.len()).filter(|&index| self.plan.stores[index].source == topic)
-            {
-                self.engine.store_mut(index).begin_after(before);
-            }
+            self.lack_until(topic, before);
+        }
+    }
+
+    fn lack_until(&mut self, topic: usize, time_us: i64) {
+        for index in (0..self.plan.stores.len()).filter(|&index| self.plan.stores[index].source == topic) {
+            self.engine.store_mut(index).begin_after(time_us);
         }
     }
 
