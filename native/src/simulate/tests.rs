@@ -88,7 +88,7 @@ fn without_checksums_something_is_wrong_and_found_to_be() {
 
 #[test]
 fn without_the_chain_something_is_wrong_and_found_to_be() {
-    finds_the_lack_of(Safeguard::Chain, 40, "and no error");
+    finds_the_lack_of(Safeguard::Chain, 100, "and no error");
 }
 
 #[test]
