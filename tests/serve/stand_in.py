@@ -42,6 +42,8 @@ class StandIn:
     reader_lags: tuple[tuple[str, float | None], ...] = ()
     log_sequence: int = 0
     removal_failed: str | None = None
+    ids_damaged: str | None = None
+    ids_unmerged: str | None = None
     started: bool = False
     stopped: bool = False
     fails: str = ""  # the method that raises
@@ -111,6 +113,8 @@ class StandIn:
                 "reader_lags": self.reader_lags,
                 "log_sequence": self.log_sequence,
                 "removal_failed": self.removal_failed,
+                "ids_damaged": self.ids_damaged,
+                "ids_unmerged": self.ids_unmerged,
                 "full": self.full,
                 "failed": self.failed,
                 "commits": len(self.batches),

@@ -101,6 +101,20 @@ def test_old_files_that_cannot_be_removed_are_warned_of(core: StandIn) -> None:
         )
 
 
+def test_files_of_ids_that_are_damaged_or_not_merged_are_warned_of(core: StandIn) -> None:
+    core.ids_damaged = "ids/1-2.ids is damaged at byte 4096: a block's checksum is wrong"
+    core.ids_unmerged = "could not write ids/1-4.ids: Input/output error"
+    with running(core) as door:
+        answer = door.ask(get("/readyz"))
+        assert (answer.status, answer.json["warnings"]) == (
+            200,
+            [
+                f"some ids cannot be known until the next start makes their files again: {core.ids_damaged}",
+                f"files of ids are not merged for now: {core.ids_unmerged}",
+            ],
+        )
+
+
 def test_the_snapshots_are_counted_and_missed(core: StandIn) -> None:
     snapshots = Snapshots(0.0, clock=lambda: 1_000.0)
     with running(core, snapshots=snapshots) as door:
