@@ -36,6 +36,7 @@ impl Run {
             self.check_removal()?;
         }
         self.removers = vec![self.settings.log.clone()];
+        self.history.ended.clear();
         Ok(())
     }
 

@@ -74,6 +74,8 @@ pub struct History {
     pub told: BTreeSet<Id>,
     /// Ids are remembered at least from this commit time on.
     pub forgotten_us: i64,
+    /// Pipelines that ended since the log was last read: commits that come to be read may be theirs.
+    pub ended: Vec<Arc<Pipeline>>,
     /// The first commit that retention has left.
     pub first_sequence: u64,
     pub checked: u64,
@@ -179,6 +181,9 @@ impl History {
     ) -> Result<(), Broken> {
         let topic = section.topic.to_string();
         let about = self.topic(&topic)?.clone();
+        let ended = self.ended.iter().flat_map(|pipeline| &pipeline.topics);
+        let ended = ended.filter(|ended| ended.name == topic).map(|ended| ended.retain_us);
+        let retain_us = ended.chain([about.retain_us]).min().expect("at least its own");
         for index in 0..batch.num_rows() {
             let row = row_of(batch, fields, index);
             let offset = section.base_offset as i64 + index as i64;
@@ -190,7 +195,7 @@ impl History {
             ensure(self.sent.get(&id).is_some_and(|sent| sent.contains(&row)), || {
                 format!("{topic} {offset} was never sent as it is there")
             })?;
-            let again = self.remembered(&id, about.retain_us, commit.time_us);
+            let again = self.remembered(&id, retain_us, commit.time_us);
             ensure(again.is_none(), || format!("{topic} has one event twice: {again:?} and {offset}"))?;
             let Value::Whole(own) = row[about.time] else { return Err("a time is no time".into()) };
             let (own, newest) = (own as i64, self.newest.get(&topic).copied());

@@ -101,7 +101,7 @@ impl Run {
 
     pub(super) fn replace_pipeline(&mut self, changed: Pipeline) {
         self.history.forget(self.pipeline.retain_us());
-        self.pipeline = Arc::new(changed);
+        self.history.ended.push(std::mem::replace(&mut self.pipeline, Arc::new(changed)));
         self.settings.ids.retain_us = self.pipeline.retain_us();
         self.follower = None;
         self.history.define(&self.pipeline);
