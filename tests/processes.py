@@ -6,6 +6,7 @@ import http.client
 import itertools
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -195,11 +196,12 @@ def eventually(condition: Callable[[], object]) -> None:
 
 
 def append_until_the_log_is_cut(service: Service, data: Path) -> None:
-    """Payments of a megabyte at a time, until retention has removed the log's first file."""
+    """Payments that no compression makes small, two megabytes at a time, until retention has removed the first file."""
     first, numbers = data / "log" / "0000000000000001.segment", itertools.count()
 
     def append() -> bool:
-        events = (payment(f"b{number}", card="b" * 1_000) for number in itertools.islice(numbers, 2_000))
+        some = itertools.islice(numbers, 2_000)
+        events = (payment(f"b{number}", card=random.randbytes(500).hex()) for number in some)
         answer = service.call("POST", EVENTS, b"\n".join(json.dumps(event).encode() for event in events), NDJSON)
         assert answer.status == 200
         return not first.exists()
