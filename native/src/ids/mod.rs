@@ -98,8 +98,8 @@ pub struct Stats {
 /// still has it.
 ///
 /// What a file cannot tell is an error of the ids that were asked for, and of no others: see `damaged`. A merge that
-/// fails is tried again later: see `unmerged`. After any other error the index must be opened again, except after `Error::Full`, which `flushable`
-/// tries again.
+/// fails is tried again later: see `unmerged`. After any other error the index must be opened again, except after
+/// `Error::Full`, which `flushable` tries again.
 pub struct Ids {
     disk: Arc<dyn Disk>,
     settings: Settings,

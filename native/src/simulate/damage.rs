@@ -1,5 +1,5 @@
-//! Rot: one bit of one file is another than was written; or a commit is gone from the log and those behind it have closed up,
-//! which only the chain between them tells.
+//! Rot: one bit of one file is another than was written; or a commit is gone from the log and those behind it have
+//! closed up, which only the chain between them tells.
 //!
 //! In the log's acknowledged bytes it is refused where it is met, with the place; never is an answer another or missing.
 //! That is looked at on a copy of the disk, as who restores the file from a copy would have it. Snapshots, files of ids and the

@@ -19,8 +19,8 @@ from typing import Any
 
 from penstock import _native
 from penstock.errors import InputError, LogError
-from penstock.runtime.repair import write_durably
-from penstock.runtime.snapshot_files import list_snapshots, sync
+from penstock.runtime.durable import sync, write_durably
+from penstock.runtime.snapshot_files import list_snapshots
 
 MANIFEST = "backup.json"
 FOLDERS = ("log", "snapshots", "ids")

@@ -16,8 +16,9 @@ from typing import Any
 
 from penstock import _native
 from penstock.errors import InputError
+from penstock.runtime.durable import sync, write_durably
 from penstock.runtime.logs import verify_log
-from penstock.runtime.snapshot_files import list_snapshots, sync
+from penstock.runtime.snapshot_files import list_snapshots
 
 # A segment's first commit, its catalog, begins here; what is damaged up to it leaves nothing of the segment.
 FIRST_COMMIT = 64
@@ -113,9 +114,3 @@ def move(path: Path, folder: Path) -> str:
     sync(folder)
     sync(path.parent)
     return name
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-    sync(path)
-    sync(path.parent)

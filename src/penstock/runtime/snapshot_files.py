@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from typing import Any
 
 from penstock import _native
 from penstock.errors import DamagedError, InputError, LogError
+from penstock.runtime.durable import sync
 
 NAME = re.compile(r"([0-9a-f]{16})\.snapshot")
 
@@ -103,12 +103,3 @@ def drop_snapshot(data: Path, sequence: int) -> SnapshotFile:
         return found[0]
     finally:
         locks.clear()
-
-
-def sync(path: Path) -> None:
-    """Have a file or a folder on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
